@@ -1,0 +1,342 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <type_traits>
+
+#include "heed/detail/masking.hpp"
+#include "heed/detail/math.hpp"
+#include "heed/detail/modify.hpp"
+#include "heed/detail/online_softmax.hpp"
+#include "heed/detail/pack.hpp"
+#include "heed/detail/parallel.hpp"
+#include "heed/detail/problem.hpp"
+#include "heed/detail/tile.hpp"
+
+namespace heed::detail {
+
+/// The tensors of one call, as (batch, heads, seq, dim).
+template <class Query, class Key, class Value>
+struct Inputs {
+  View<const Query, 4> query;
+  View<const Key, 4> key;
+  View<const Value, 4> value;
+};
+
+/// The queries of a head in panels of up to 3 vectors: 3 + 3 + ... , and 2 + 2 rather than 3 + 1 at
+/// the end, as a panel of one vector makes poor use of the registers.
+template <class Scalar>
+struct Panels {
+  static constexpr int widest = 3;
+  Index vectors, count;
+
+  explicit Panels(Index queries)
+      : vectors((queries + Lanes<Scalar>::size - 1) / Lanes<Scalar>::size),
+        count((vectors + widest - 1) / widest) {}
+
+  struct Panel {
+    Index first;  // query
+    int vectors;
+  };
+  Panel operator[](Index p) const {
+    const bool two_twos = vectors % widest == 1 && count >= 2;
+    if (two_twos && p >= count - 2) {
+      const Index before = (count - 2) * widest + (p - (count - 2)) * 2;
+      return {before * Lanes<Scalar>::size, 2};
+    }
+    return {p * widest * Lanes<Scalar>::size,
+            static_cast<int>(std::min<Index>(widest, vectors - p * widest))};
+  }
+};
+
+/// Attention of every query to its keys, fused: no more than a tile of scores exists at a time.
+///
+///   for each panel of queries (lanes of vectors, packed once)
+///     for each tile of keys that the mask lets the panel see
+///       scores = similarity(keys, panel)      register tiles
+///       modifiers, mask, running softmax      -> weights
+///       output = faded output + weights x values   register tiles
+///
+/// Lanes hold queries, so that softmax needs no sum across lanes and keys and values are read where
+/// they lie, one broadcast number at a time.
+template <class Accumulator, class In, class Score, class BoundMask, class Out, class DropoutPolicy>
+class Forward {
+  using L = Lanes<Accumulator>;
+  static constexpr Index widest = Panels<Accumulator>::widest * L::size;
+  // Modifiers want the score itself; otherwise the similarity gives it in binary units.
+  using Units = std::conditional_t<Score::modified, NaturalUnits, BinaryUnits>;
+
+ public:
+  Forward(const Problem& problem, const In& in, const Score& score, const BoundMask& mask,
+          const DropoutPolicy& dropout, const View<Out, 4>& out,
+          const View<Accumulator, 3>& log_sum_exp)
+      : problem_(problem),
+        in_(in),
+        score_(score),
+        mask_(mask),
+        dropout_(dropout),
+        out_(out),
+        log_sum_exp_(log_sum_exp),
+        panels_(problem.queries),
+        key_in_place_(readable_in_place<Accumulator>(in.key)),
+        value_in_place_(readable_in_place<Accumulator>(in.value)),
+        tile_keys_(std::min(tile_keys(), problem.keys)) {}
+
+  void run(Eigen::ThreadPoolInterface* pool) const {
+    parallel_for(pool, problem_.batch * problem_.heads * panels_.count,
+                 [this](Index first, Index last) {
+                   Workspace space(*this);
+                   for (Index item = first; item < last; ++item) {
+                     const Index head = item / panels_.count % problem_.heads;
+                     const Index batch = item / panels_.count / problem_.heads;
+                     const auto panel = panels_[item % panels_.count];
+                     switch (panel.vectors) {
+                       case 1:
+                         attend<1>(space, batch, head, panel.first);
+                         break;
+                       case 2:
+                         attend<2>(space, batch, head, panel.first);
+                         break;
+                       default:
+                         attend<3>(space, batch, head, panel.first);
+                     }
+                   }
+                 });
+  }
+
+ private:
+  /// Keys of a tile: as many as leave the scores in the first-level cache beside the packed queries
+  /// and the output panel (192 for 64 features, 24 float lanes and 32 KiB), within 64 .. 256 and a
+  /// whole number of register tiles.
+  Index tile_keys() const {
+    const Index lane_bytes = widest * static_cast<Index>(sizeof(Accumulator));
+    const Index panels = (problem_.key_dim + problem_.value_dim) * lane_bytes;
+    const Index cache = static_cast<Index>(Eigen::l1CacheSize());
+    const Index keys = (cache - panels) * 15 / 16 / lane_bytes;
+    return std::clamp<Index>(keys, 64, 256) / 12 * 12;
+  }
+
+  struct Workspace {
+    explicit Workspace(const Forward& f)
+        : scratch(Scratch::bytes<Accumulator>(f.problem_.query_dim * widest) +
+                  Scratch::bytes<Accumulator>(f.problem_.key_dim * widest) +
+                  Scratch::bytes<Accumulator>(f.problem_.value_dim * widest) +
+                  2 * Scratch::bytes<Accumulator>(f.tile_keys_ * widest) +
+                  Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.key_dim) +
+                  Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.value_dim)),
+          raw_query(scratch.take<Accumulator>(f.problem_.query_dim * widest)),
+          query(scratch.take<Accumulator>(f.problem_.key_dim * widest)),
+          output(scratch.take<Accumulator>(f.problem_.value_dim * widest)),
+          scores(scratch.take<Accumulator>(f.tile_keys_ * widest)),
+          pairs(scratch.take<Accumulator>(f.tile_keys_ * widest)),
+          keys(scratch.take<Accumulator>(f.tile_keys_ * f.problem_.key_dim)),
+          values(scratch.take<Accumulator>(f.tile_keys_ * f.problem_.value_dim)) {}
+    Scratch scratch;
+    Accumulator *raw_query, *query, *output, *scores, *pairs, *keys, *values;
+  };
+
+  template <int Vectors>
+  EIGEN_DONT_INLINE void attend(Workspace& space, Index batch, Index head, Index first) const {
+    constexpr Index lanes = Vectors * L::size;
+    const Index count = std::min(lanes, problem_.queries - first);
+    const Index kv_head = head / (problem_.heads / problem_.kv_heads);
+    const auto key = slab(in_.key, batch, kv_head);
+    const auto value = slab(in_.value, batch, kv_head);
+
+    pack_query<Vectors>(space, slab(in_.query, batch, head), first, count);
+    std::fill(space.output, space.output + problem_.value_dim * lanes, Accumulator(0));
+    OnlineSoftmax<Accumulator, Vectors, Units> softmax;
+    PanelMask<BoundMask, Accumulator, Vectors> mask(mask_, batch, head, first, count,
+                                                    problem_.keys);
+
+    for (Index k = mask.begin(); k < mask.end(); k += tile_keys_) {
+      const Index keys = std::min(tile_keys_, mask.end() - k);
+      const Coverage coverage = mask.tile(k, keys, space.pairs);
+      if (coverage == Coverage::empty) continue;
+
+      alignas(64) Accumulator tile_max[lanes];
+      score_tile<Vectors>(space, rows_of(key, k, keys, problem_.key_dim, key_in_place_, space.keys),
+                          keys, tile_max);
+      const ScoreTile<Accumulator, Vectors> tile{space.scores, batch, head, first, count, k, keys};
+      if (Score::modified || coverage == Coverage::partial) {
+        std::apply([&](const auto&... modifier) { (apply_modifier(tile, modifier), ...); },
+                   score_.modifiers);
+        hide(tile, coverage, mask, tile_max);
+      }
+      softmax.absorb(space.scores, keys, tile_max);
+      if (dropout_.active()) drop(tile);
+      add_values<Vectors>(space, tile, value, coverage, mask, softmax.correction);
+    }
+    finish<Vectors>(space, softmax, batch, head, first, count);
+  }
+
+  template <int Vectors>
+  void pack_query(Workspace& space, const auto& query, Index first, Index count) const {
+    constexpr Index lanes = Vectors * L::size;
+    const auto& similarity = score_.similarity;
+    Accumulator* packed = space.query;
+    if constexpr (requires { similarity.transform; }) {
+      pack_lanes(query, first, count, problem_.query_dim, lanes, space.raw_query);
+      const auto& m = similarity.transform;
+      for (Index c = 0; c < problem_.key_dim; ++c) {
+        for (int v = 0; v < Vectors; ++v) {
+          L sum(0);
+          for (Index r = 0; r < problem_.query_dim; ++r) {
+            sum = fma(L(m(r, c)), L::load(space.raw_query + r * lanes + v * L::size), sum);
+          }
+          sum.store(packed + c * lanes + v * L::size);
+        }
+      }
+    } else {
+      pack_lanes(query, first, count, problem_.query_dim, lanes, packed);
+    }
+    if (similarity.query_factor != Accumulator(1)) {
+      for (Index at = 0; at < problem_.key_dim * lanes; at += L::size) {
+        (L::load(packed + at) * L(similarity.query_factor)).store(packed + at);
+      }
+    }
+  }
+
+  /// Scores of a tile, and the largest of each lane.
+  template <int Vectors>
+  EIGEN_DONT_INLINE void score_tile(Workspace& space, const Rows<Accumulator>& rows, Index keys,
+                                    Accumulator* tile_max) const {
+    L most[Vectors];
+    for (L& m : most) m = L(-std::numeric_limits<Accumulator>::infinity());
+    for (int v = 0; v < Vectors; ++v) most[v].store(tile_max + v * L::size);
+    for_each_tile<tile_rows<Vectors>>(keys, [&]<int Keys>(Index j) {
+      RegisterTile<Accumulator, Keys, Vectors> tile;
+      const auto& similarity = score_.similarity;
+      tile.accumulate(space.query, rows[j], rows.stride, std::integral_constant<Index, 1>(),
+                      problem_.key_dim, [&similarity](L sum, L query, L k, Index h) {
+                        return similarity.step(sum, query, k, h);
+                      });
+      for (int v = 0; v < Vectors; ++v) {
+        L m = L::load(tile_max + v * L::size);
+        for (int r = 0; r < Keys; ++r) {
+          const L score = similarity.finish(tile.sum[r][v]);
+          score.store(space.scores + ((j + r) * Vectors + v) * L::size);
+          m = max(m, score);
+        }
+        m.store(tile_max + v * L::size);
+      }
+    });
+  }
+
+  /// Gives hidden scores -infinity and finds the largest of each lane.
+  template <int Vectors>
+  EIGEN_DONT_INLINE void hide(const ScoreTile<Accumulator, Vectors>& tile, Coverage coverage,
+                              const auto& mask, Accumulator* tile_max) const {
+    const L hidden(-std::numeric_limits<Accumulator>::infinity());
+    L most[Vectors];
+    for (L& m : most) m = hidden;
+    for (Index j = 0; j < tile.keys; ++j) {
+      const bool edge =
+          coverage == Coverage::partial && (j < mask.clear_begin() || j >= mask.clear_end());
+      for (int v = 0; v < Vectors; ++v) {
+        L score = L::load(tile.at(j, v));
+        if (edge) {
+          score = select(mask.visible(j, v), score, hidden);
+          score.store(tile.at(j, v));
+        }
+        most[v] = max(most[v], score);
+      }
+    }
+    for (int v = 0; v < Vectors; ++v) most[v].store(tile_max + v * L::size);
+  }
+
+  template <int Vectors>
+  EIGEN_DONT_INLINE void drop(const ScoreTile<Accumulator, Vectors>& tile) const {
+    for (Index lane = 0; lane < tile.queries; ++lane) {
+      const auto row = dropout_.row(tile.batch, tile.head, tile.query + lane);
+      for (Index j = 0; j < tile.keys; ++j) {
+        if (!dropout_.keeps(row, tile.key + j)) tile.scores[j * tile.lanes + lane] = 0;
+      }
+    }
+  }
+
+  /// Adds weights x values to the output. A hidden pair has weight 0, but 0 times NaN or infinity
+  /// is NaN: rows of values that are hidden from some query and not finite are taken out of the
+  /// product and added to the queries that see them.
+  template <int Vectors>
+  void add_values(Workspace& space, const ScoreTile<Accumulator, Vectors>& tile, const auto& value,
+                  Coverage coverage, const auto& mask, const Accumulator* correction) const {
+    const Index width = problem_.value_dim;
+    auto rows = rows_of(value, tile.key, tile.keys, width, value_in_place_, space.values);
+    bool unsafe = false;
+    if (coverage == Coverage::partial) {
+      for (Index j = 0; j < tile.keys && !unsafe; ++j) {
+        if (j == mask.clear_begin()) j = mask.clear_end();
+        if (j < tile.keys) unsafe = !all_finite(rows[j], width);
+      }
+    }
+    if (unsafe) {
+      for (Index j = 0; j < tile.keys; ++j) {
+        const bool keep = all_finite(rows[j], width);
+        for (Index c = 0; c < width; ++c) space.values[j * width + c] = keep ? rows[j][c] : 0;
+      }
+      rows = {space.values, width};
+    }
+    add_product<Vectors>(space.scores, rows, tile.keys, width, correction, space.output);
+    if (!unsafe) return;
+    for (Index j = 0; j < tile.keys; ++j) {
+      const auto row = [&](Index c) { return static_cast<Accumulator>(value(tile.key + j, c)); };
+      bool finite = true;
+      for (Index c = 0; c < width; ++c) finite = finite && std::isfinite(row(c));
+      if (finite) continue;
+      for (Index lane = 0; lane < tile.lanes; ++lane) {
+        const bool edge = j < mask.clear_begin() || j >= mask.clear_end();
+        if (edge && !mask.visible_to(j, lane)) continue;
+        const Accumulator weight = tile.scores[j * tile.lanes + lane];
+        for (Index c = 0; c < width; ++c) space.output[c * tile.lanes + lane] += weight * row(c);
+      }
+    }
+  }
+
+  static bool all_finite(const Accumulator* row, Index width) {
+    L zero(0);
+    Index c = 0;
+    for (; c + L::size <= width; c += L::size) zero = fma(L::load(row + c), L(0), zero);
+    alignas(64) Accumulator lanes[L::size];
+    zero.store(lanes);
+    Accumulator sum = 0;
+    for (Index lane = 0; lane < L::size; ++lane) sum += lanes[lane];
+    for (; c < width; ++c) sum += row[c] * 0;
+    return sum == 0;  // infinity and NaN times 0 are NaN
+  }
+
+  template <int Vectors>
+  void finish(Workspace& space, const OnlineSoftmax<Accumulator, Vectors, Units>& softmax,
+              Index batch, Index head, Index first, Index count) const {
+    constexpr Index lanes = Vectors * L::size;
+    L factor[Vectors];
+    for (int v = 0; v < Vectors; ++v) {
+      factor[v] = softmax.normaliser(v, static_cast<Accumulator>(dropout_.scale()));
+    }
+    for (Index c = 0; c < problem_.value_dim; ++c) {
+      for (int v = 0; v < Vectors; ++v) {
+        Accumulator* at = space.output + c * lanes + v * L::size;
+        (L::load(at) * factor[v]).store(at);
+      }
+    }
+    unpack_lanes(space.output, lanes, count, problem_.value_dim, slab(out_, batch, head), first);
+    if (!log_sum_exp_.data) return;
+    alignas(64) Accumulator row[lanes];
+    for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
+    for (Index lane = 0; lane < count; ++lane) log_sum_exp_(batch, head, first + lane) = row[lane];
+  }
+
+  const Problem& problem_;
+  const In& in_;
+  const Score& score_;
+  const BoundMask& mask_;
+  const DropoutPolicy& dropout_;
+  const View<Out, 4>& out_;
+  const View<Accumulator, 3>& log_sum_exp_;  // of nothing where it is not wanted
+  Panels<Accumulator> panels_;
+  bool key_in_place_, value_in_place_;
+  Index tile_keys_;
+};
+
+}  // namespace heed::detail

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <Eigen/Core>
+
+#include "heed/detail/check.hpp"
+
+namespace heed::detail {
+
+/// Keys begin .. end-1.
+struct KeyRange {
+  Index begin, end;
+};
+
+/// A set of keys as sorted, disjoint, non-touching ranges: what a mask made of intervals allows to
+/// one query. Where `exact` is false, keys outside are hidden and those inside must be asked for.
+template <int Capacity>
+struct KeySet {
+  static constexpr int capacity = Capacity;
+  std::array<KeyRange, static_cast<std::size_t>(Capacity)> ranges;
+  int count = 0;
+  bool exact = true;
+
+  KeyRange& operator[](int k) { return ranges[static_cast<std::size_t>(k)]; }
+  const KeyRange& operator[](int k) const { return ranges[static_cast<std::size_t>(k)]; }
+
+  /// Appends a range that does not begin before the last one.
+  void append(KeyRange range) {
+    if (range.begin >= range.end) return;
+    if (count > 0 && range.begin <= (*this)[count - 1].end) {
+      (*this)[count - 1].end = std::max((*this)[count - 1].end, range.end);
+    } else {
+      (*this)[count++] = range;
+    }
+  }
+
+  static KeySet of(KeyRange range, bool exact = true) {
+    KeySet set;
+    set.append(range);
+    set.exact = exact;
+    return set;
+  }
+};
+
+template <int A, int B>
+KeySet<A + B - 1> intersection(const KeySet<A>& a, const KeySet<B>& b) {
+  KeySet<A + B - 1> result;
+  result.exact = a.exact && b.exact;
+  for (int i = 0, j = 0; i < a.count && j < b.count;) {
+    result.append({std::max(a[i].begin, b[j].begin), std::min(a[i].end, b[j].end)});
+    a[i].end < b[j].end ? ++i : ++j;
+  }
+  return result;
+}
+
+template <int A, int B>
+KeySet<A + B> set_union(const KeySet<A>& a, const KeySet<B>& b) {
+  KeySet<A + B> result;
+  result.exact = a.exact && b.exact;
+  for (int i = 0, j = 0; i < a.count || j < b.count;) {
+    const bool from_a = j == b.count || (i < a.count && a[i].begin <= b[j].begin);
+    result.append(from_a ? a[i++] : b[j++]);
+  }
+  return result;
+}
+
+template <int A>
+KeySet<A + 1> complement(const KeySet<A>& a, Index keys) {
+  if (!a.exact) return KeySet<A + 1>::of({0, keys}, false);
+  KeySet<A + 1> result;
+  Index begin = 0;
+  for (int i = 0; i < a.count; ++i) {
+    result.append({begin, a[i].begin});
+    begin = a[i].end;
+  }
+  result.append({begin, keys});
+  return result;
+}
+
+}  // namespace heed::detail

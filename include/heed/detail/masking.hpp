@@ -1,0 +1,129 @@
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "heed/detail/key_set.hpp"
+#include "heed/detail/lanes.hpp"
+
+namespace heed::detail {
+
+enum class Coverage { empty, partial, full };
+
+/// What a mask says to the queries of one panel, and to a tile of keys at a time.
+template <class BoundMask, class Scalar, int Vectors>
+class PanelMask {
+  using L = Lanes<Scalar>;
+  using Set = std::remove_cvref_t<decltype(std::declval<const BoundMask&>().row(0, 0, 0))>;
+  static constexpr Index lanes = Vectors * L::size;
+
+ public:
+  /// Queries first .. first + count-1 of a head; lanes from count on are as the last query.
+  PanelMask(const BoundMask& mask, Index batch, Index head, Index first, Index count, Index keys)
+      : mask_(mask), batch_(batch), head_(head), first_(first), last_(count - 1) {
+    begin_ = keys;
+    end_ = 0;
+    clear_ = {0, keys};
+    for (Index lane = 0; lane < lanes; ++lane) {
+      Set& row = rows_[lane];
+      row = lane < count ? mask.row(batch, head, first + lane) : rows_[last_];
+      exact_ = exact_ && row.exact;
+      if (row.count == 0) {
+        clear_ = {0, 0};
+        continue;
+      }
+      begin_ = std::min(begin_, row[0].begin);
+      end_ = std::max(end_, row[row.count - 1].end);
+      if (row.count == 1 && row.exact) {
+        clear_ = {std::max(clear_.begin, row[0].begin), std::min(clear_.end, row[0].end)};
+      } else {
+        clear_ = {0, 0};
+      }
+    }
+  }
+
+  /// No query sees a key outside begin() .. end()-1.
+  Index begin() const { return begin_; }
+  Index end() const { return end_; }
+
+  /// Turns to keys first .. first + count-1. `pairs` has room for count * lanes numbers; it is used
+  /// where a query's keys are more than one range, or have to be asked for one by one.
+  Coverage tile(Index first, Index count, Scalar* pairs) {
+    pairs_ = nullptr;
+    clear_begin_ = std::clamp<Index>(clear_.begin - first, 0, count);
+    clear_end_ = std::clamp<Index>(clear_.end - first, clear_begin_, count);
+    if (clear_end_ - clear_begin_ == count) return Coverage::full;
+    if (Set::capacity == 1 && exact_) {
+      bool seen = false;
+      for (Index lane = 0; lane < lanes; ++lane) {
+        const KeyRange range = rows_[lane].count ? rows_[lane][0] : KeyRange{0, 0};
+        const Index from = std::clamp<Index>(range.begin - first, 0, count);
+        const Index to = std::clamp<Index>(range.end - first, from, count);
+        from_[lane] = static_cast<Scalar>(from);
+        to_[lane] = static_cast<Scalar>(to);
+        seen = seen || from < to;
+      }
+      return seen ? Coverage::partial : Coverage::empty;
+    }
+    return ask(first, count, pairs);
+  }
+
+  /// Keys of the tile that every query sees are clear_begin() .. clear_end()-1.
+  Index clear_begin() const { return clear_begin_; }
+  Index clear_end() const { return clear_end_; }
+
+  /// Which lanes of vector v see key j of the tile.
+  EIGEN_ALWAYS_INLINE LaneMask<Scalar> visible(Index j, int v) const {
+    if (pairs_) return L::load(pairs_ + j * lanes + v * L::size) > L(0);
+    const L key(static_cast<Scalar>(j));
+    return (L::load(from_ + v * L::size) <= key) & (key < L::load(to_ + v * L::size));
+  }
+  bool visible_to(Index j, Index lane) const {
+    if (pairs_) return pairs_[j * lanes + lane] > 0;
+    const auto key = static_cast<Scalar>(j);
+    return from_[lane] <= key && key < to_[lane];
+  }
+
+ private:
+  EIGEN_DONT_INLINE Coverage ask(Index first, Index count, Scalar* pairs) {
+    std::fill(pairs, pairs + count * lanes, Scalar(0));
+    Index seen = 0;
+    for (Index lane = 0; lane < lanes; ++lane) {
+      const Set& row = rows_[lane];
+      for (int k = 0; k < row.count; ++k) {
+        const Index from = std::clamp<Index>(row[k].begin - first, 0, count);
+        const Index to = std::clamp<Index>(row[k].end - first, from, count);
+        for (Index j = from; j < to; ++j) {
+          const bool allowed =
+              row.exact || (lane <= last_ ? mask_.allows(batch_, head_, first_ + lane, first + j)
+                                          : pairs[j * lanes + last_] > 0);
+          pairs[j * lanes + lane] = allowed;
+          seen += allowed;
+        }
+      }
+    }
+    if (seen == 0) return Coverage::empty;
+    if (seen == count * lanes) {
+      clear_begin_ = 0;
+      clear_end_ = count;
+      return Coverage::full;
+    }
+    clear_begin_ = clear_end_ = 0;
+    pairs_ = pairs;
+    return Coverage::partial;
+  }
+
+  const BoundMask& mask_;
+  Index batch_, head_, first_, last_;
+  Set rows_[lanes];
+  bool exact_ = true;
+  Index begin_, end_;
+  KeyRange clear_;  // seen by every query, where each has one exact range
+
+  Index clear_begin_ = 0, clear_end_ = 0;
+  const Scalar* pairs_ = nullptr;
+  alignas(64) Scalar from_[lanes];
+  alignas(64) Scalar to_[lanes];
+};
+
+}  // namespace heed::detail

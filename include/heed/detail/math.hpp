@@ -1,0 +1,107 @@
+#pragma once
+
+#include <cmath>
+
+#include "heed/detail/lanes.hpp"
+
+namespace heed::detail {
+
+inline constexpr double log2_e = 1.4426950408889634074;
+inline constexpr double ln_2 = 0.69314718055994530942;
+
+/// 2^r = 1 + r Q(r) on [-1/2, 1/2]. Coefficients of Q, lowest first, by minimax fits
+/// (Remez) of the relative error: of 2^r 2.6e-9 for float, of Q 1.8e-17 for double, so that
+/// rounding is what remains.
+template <class Scalar>
+struct Exp2Polynomial;
+
+template <>
+struct Exp2Polynomial<float> {
+  static constexpr float q[] = {6.9314721496803e-1F, 2.4022652782888e-1F, 5.5503105510138e-2F,
+                                9.6176929729931e-3F, 1.3406643902352e-3F, 1.5594678161327e-4F};
+};
+
+template <>
+struct Exp2Polynomial<double> {
+  static constexpr double q[] = {
+      6.931471805599453112e-1,  2.4022650695910097889e-1, 5.5504108664821236499e-2,
+      9.6181291076070652998e-3, 1.3333558146531644707e-3, 1.5403530441481283746e-4,
+      1.5252733701200713074e-5, 1.3215442723878388157e-6, 1.0178121305806718011e-7,
+      7.0725617683983011661e-9, 4.4455361318481760235e-10};
+};
+
+/// x = n + r with n whole and |r| <= 1/2, for |x| < 2^21; `power` holds n in its low bits.
+template <class Scalar>
+struct Split {
+  using L = Lanes<Scalar>;
+  static constexpr int mantissa_bits = std::numeric_limits<Scalar>::digits - 1;
+  /// Adding 1.5 * 2^mantissa_bits rounds to a whole number and leaves it in the low bits.
+  static constexpr Scalar magic = Scalar(3) * static_cast<Scalar>(Index(1) << (mantissa_bits - 1));
+  L power, whole, rest;
+
+  EIGEN_ALWAYS_INLINE explicit Split(L x)
+      : power(x + L(magic)), whole(power - L(magic)), rest(x - whole) {}
+
+  /// y * 2^n by adding n to the exponent; y and the result must be normal numbers.
+  EIGEN_ALWAYS_INLINE L scale(L y) const {
+    return L::from_ints(y.ints() + (power.ints() << mantissa_bits));
+  }
+};
+
+template <class Scalar>
+EIGEN_ALWAYS_INLINE Lanes<Scalar> exp2_quotient(Lanes<Scalar> r) {
+  using L = Lanes<Scalar>;
+  constexpr auto& q = Exp2Polynomial<Scalar>::q;
+  constexpr int degree = static_cast<int>(std::size(q)) - 1;
+  L sum(q[degree]);
+  for (int k = degree - 1; k >= 0; --k) sum = fma(sum, r, L(q[k]));
+  return sum;
+}
+
+/// 2^x for x <= 0 (or NaN, which stays): within 1 ulp down to twice the smallest normal number, and
+/// exactly 0 below that.
+template <class Scalar>
+EIGEN_ALWAYS_INLINE Lanes<Scalar> exp2_nonpositive(Lanes<Scalar> x) {
+  using L = Lanes<Scalar>;
+  // The mantissa may be below 1, which takes one more from the exponent.
+  constexpr auto lowest = static_cast<Scalar>(std::numeric_limits<Scalar>::min_exponent);
+  const auto vanished = x < L(lowest);
+  const Split<Scalar> split(max(x, L(lowest)));
+  const L result = split.scale(fma(exp2_quotient<Scalar>(split.rest), split.rest, L(1)));
+  return select(vanished, L(0), result);
+}
+
+/// e^x, within 2 ulp; 0 below the normal numbers, infinity above them.
+template <class Scalar>
+EIGEN_ALWAYS_INLINE Lanes<Scalar> exp(Lanes<Scalar> x) {
+  using L = Lanes<Scalar>;
+  constexpr auto lowest = static_cast<Scalar>(std::numeric_limits<Scalar>::min_exponent * ln_2);
+  constexpr auto highest = static_cast<Scalar>(std::numeric_limits<Scalar>::max_exponent * ln_2);
+  // ln 2 in two parts; the first has trailing zeros, so that n times it is exact.
+  constexpr auto ln_2_high = Scalar(0.693359375);
+  constexpr auto ln_2_low = static_cast<Scalar>(-2.12194440054690582e-4);
+  const L clamped = min(max(x, L(lowest)), L(highest));
+  const Split<Scalar> split(clamped * L(log2_e));
+  const L rest = fma(split.whole, L(-ln_2_low), fma(split.whole, L(-ln_2_high), clamped));
+  const L r = rest * L(log2_e);
+  // Half the result first: 2^128 itself is no float.
+  const L half = split.scale(L(0.5) * fma(exp2_quotient<Scalar>(r), r, L(1)));
+  const L result = select(x < L(lowest), L(0), half + half);
+  return select(x > L(highest), L(std::numeric_limits<Scalar>::infinity()), result);
+}
+
+/// tanh |x| = -E / (E + 2) with E = e^-2|x| - 1, taken as 2^n (2^r - 1) + (2^n - 1), so that small
+/// x keep their relative accuracy: within 4 ulp.
+template <class Scalar>
+EIGEN_ALWAYS_INLINE Lanes<Scalar> tanh(Lanes<Scalar> x) {
+  using L = Lanes<Scalar>;
+  // Past this tanh rounds to 1: tanh x = 1 - 2 e^-2x + ..., and y is 2x in binary digits.
+  constexpr auto limit = static_cast<Scalar>(std::numeric_limits<Scalar>::digits + 3);
+  const Split<Scalar> split(max(abs(x) * L(-2 * log2_e), L(-limit)));
+  const L power = split.scale(L(1));
+  const L e = fma(power, exp2_quotient<Scalar>(split.rest) * split.rest, power - L(1));
+  const L t = e / (e + L(2));
+  return select(x < L(0), t, -t);
+}
+
+}  // namespace heed::detail

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <limits>
+
+#include "heed/detail/math.hpp"
+
+namespace heed::detail {
+
+/// Scores times log2(e), so that e^score is 2^score without a multiplication.
+struct BinaryUnits {
+  static constexpr double binary = 1;
+};
+/// Scores as they are. The difference to the maximum is multiplied, not the score: it is the
+/// smaller of the two, and so is its rounding error.
+struct NaturalUnits {
+  static constexpr double binary = log2_e;
+};
+
+/// Softmax over keys that arrive tile by tile, for Vectors * L::size queries side by side (Milakov
+/// and Gimelshein, "Online normalizer calculation for softmax", 2018). After each tile
+///   sum = sum over keys so far of e^(score - largest),
+/// and what was accumulated with the previous `largest` is due `correction`.
+template <class Scalar, int Vectors, class Units>
+struct OnlineSoftmax {
+  using L = Lanes<Scalar>;
+  static constexpr Index lanes = Vectors * L::size;
+  static constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
+
+  alignas(64) Scalar largest[lanes];
+  alignas(64) Scalar sum[lanes];
+  alignas(64) Scalar correction[lanes];
+
+  OnlineSoftmax() {
+    for (Index lane = 0; lane < lanes; ++lane) {
+      largest[lane] = -infinity;
+      sum[lane] = 0;
+    }
+  }
+
+  /// Takes in count keys, whose largest scores are tile_max, and turns the scores into
+  /// e^(score - largest). Scores of -infinity give exactly 0.
+  void absorb(Scalar* scores, Index count, const Scalar* tile_max) {
+    L shift[Vectors], total[Vectors];
+    for (int v = 0; v < Vectors; ++v) {
+      const Index at = v * L::size;
+      const L before = L::load(largest + at);
+      const L after = max(before, L::load(tile_max + at));
+      // -inf - (-inf) is NaN, so a query that has seen no key subtracts 0.
+      shift[v] = select(after == L(-infinity), L(0), after);
+      const L fade = power(before - shift[v]);
+      after.store(largest + at);
+      fade.store(correction + at);
+      total[v] = fade * L::load(sum + at);
+    }
+    for (Index key = 0; key < count; ++key) {
+      for (int v = 0; v < Vectors; ++v) {
+        Scalar* at = scores + (key * Vectors + v) * L::size;
+        const L weight = power(L::load(at) - shift[v]);
+        weight.store(at);
+        total[v] += weight;
+      }
+    }
+    for (int v = 0; v < Vectors; ++v) total[v].store(sum + v * L::size);
+  }
+
+  /// What turns accumulated values into the output: scale / sum, and 0 for a query without keys.
+  L normaliser(int v, Scalar scale) const {
+    const L total = L::load(sum + v * L::size);
+    return select(total == L(0), L(0), L(scale) / total);
+  }
+
+  /// log of the sum over keys of e^score; -infinity for a query without keys.
+  L log_sum_exp(int v) const {
+    const L total = L::load(sum + v * L::size);
+    const L natural = fma(L::load(largest + v * L::size), L(ln_2 * binary), log(total));
+    return select(total == L(0), L(-infinity), natural);
+  }
+
+ private:
+  static constexpr double binary = Units::binary;
+
+  static EIGEN_ALWAYS_INLINE L power(L difference) {
+    if constexpr (binary != 1) difference *= L(binary);
+    return exp2_nonpositive(difference);
+  }
+};
+
+}  // namespace heed::detail

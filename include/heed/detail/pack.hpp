@@ -1,0 +1,128 @@
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "heed/detail/lanes.hpp"
+#include "heed/tensor.hpp"
+
+namespace heed::detail {
+
+/// Rows of numbers, contiguous in themselves, `stride` apart.
+template <class Scalar>
+struct Rows {
+  const Scalar* data;
+  Index stride;
+
+  const Scalar* operator[](Index row) const { return data + row * stride; }
+};
+
+/// One (batch, head) of a tensor.
+template <class Scalar>
+struct Slab {
+  Scalar* data;
+  Index row_stride, column_stride;
+
+  Scalar& operator()(Index row, Index column) const {
+    return data[row * row_stride + column * column_stride];
+  }
+};
+
+template <class Scalar>
+Slab<Scalar> slab(const View<Scalar, 4>& x, Index batch, Index head) {
+  return {x.data + batch * x.strides[0] + head * x.strides[1], x.strides[2], x.strides[3]};
+}
+
+/// Whether rows can be read where they lie: of the accumulator's type and without gaps.
+template <class Accumulator, class Scalar>
+bool readable_in_place(const View<const Scalar, 4>& x) {
+  return std::is_same_v<Scalar, Accumulator> && (x.strides[3] == 1 || x.shape[3] <= 1);
+}
+
+/// count rows of a slab from `first` on, width numbers each: in place, or copied to the buffer.
+template <class Accumulator, class Scalar>
+Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count, Index width,
+                          bool in_place, Accumulator* buffer) {
+  if constexpr (std::is_same_v<Scalar, Accumulator>) {
+    if (in_place) return {&x(first, 0), x.row_stride};
+  }
+  for (Index row = 0; row < count; ++row) {
+    const Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>, 0, Eigen::InnerStride<>> from(
+        &x(first + row, 0), width, Eigen::InnerStride<>(x.column_stride));
+    Eigen::Map<Eigen::Array<Accumulator, Eigen::Dynamic, 1>>(buffer + row * width, width) =
+        from.template cast<Accumulator>();
+  }
+  return {buffer, width};
+}
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"  // of a vector type as template argument
+/// Turns a square of L::size x L::size numbers: to[c][r] = from[r][c].
+template <class Scalar>
+EIGEN_ALWAYS_INLINE void transpose_square(const Scalar* from, Index from_stride, Scalar* to,
+                                          Index to_stride) {
+  using Packet = typename Lanes<Scalar>::Packet;
+  constexpr Index n = Lanes<Scalar>::size;
+  if constexpr (n == 1) {
+    *to = *from;
+  } else {
+    Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
+    for (Index r = 0; r < n; ++r) {
+      block.packet[r] = Eigen::internal::ploadu<Packet>(from + r * from_stride);
+    }
+    Eigen::internal::ptranspose(block);
+    for (Index c = 0; c < n; ++c) Eigen::internal::pstoreu(to + c * to_stride, block.packet[c]);
+  }
+}
+#pragma GCC diagnostic pop
+
+/// Lays `count` rows of x side by side, panel[column][lane] = x(first + lane, column): the lanes of
+/// one vector are then one feature of neighbouring queries. Lanes from count on repeat the last
+/// row, so that they hold ordinary numbers. `lanes` is the width of the panel.
+template <class Accumulator, class Scalar>
+void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index columns, Index lanes,
+                Accumulator* panel) {
+  constexpr Index n = Lanes<Accumulator>::size;
+  for (Index lane = 0; lane < lanes; lane += n) {
+    Index column = 0;
+    if constexpr (std::is_same_v<Scalar, Accumulator>) {
+      if (x.column_stride == 1 && lane + n <= count) {
+        for (; column + n <= columns; column += n) {
+          transpose_square(&x(first + lane, column), x.row_stride, panel + column * lanes + lane,
+                           lanes);
+        }
+      }
+    }
+    for (; column < columns; ++column) {
+      for (Index l = lane; l < lane + n; ++l) {
+        panel[column * lanes + l] =
+            static_cast<Accumulator>(x(first + std::min(l, count - 1), column));
+      }
+    }
+  }
+}
+
+/// The inverse of pack_lanes: x(first + lane, column) = panel[column][lane] for lanes below count.
+template <class Accumulator, class Scalar>
+void unpack_lanes(const Accumulator* panel, Index lanes, Index count, Index columns,
+                  const Slab<Scalar>& x, Index first) {
+  constexpr Index n = Lanes<Accumulator>::size;
+  for (Index lane = 0; lane < count; lane += n) {
+    Index column = 0;
+    if constexpr (std::is_same_v<Scalar, Accumulator>) {
+      if (x.column_stride == 1 && lane + n <= count) {
+        for (; column + n <= columns; column += n) {
+          transpose_square(panel + column * lanes + lane, lanes, &x(first + lane, column),
+                           x.row_stride);
+        }
+      }
+    }
+    for (Index l = lane; l < std::min(lane + n, count); ++l) {
+      for (Index c = column; c < columns; ++c) {
+        x(first + l, c) = static_cast<Scalar>(panel[c * lanes + l]);
+      }
+    }
+  }
+}
+
+}  // namespace heed::detail

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <utility>
+
+#include "heed/detail/check.hpp"
+#include "heed/tensor.hpp"
+
+namespace heed::detail {
+
+/// The extents of one call, against which scores and masks check themselves.
+struct Problem {
+  const char* function;  // the public function that the user called, for messages
+  Index batch, heads, kv_heads, queries, keys;
+  Index query_dim, key_dim, value_dim;
+
+  std::array<Index, 4> score_shape() const { return {batch, heads, queries, keys}; }
+};
+
+/// A tensor of rank 2 (queries, keys), 3 (batch in front) or 4 (batch, heads, queries, keys) over
+/// the scores; an axis of extent 1 gets stride 0.
+template <class T>
+auto broadcast_pairs(const Problem& problem, const char* what, const T& tensor) {
+  const auto given = view(tensor);
+  auto result = expand<4, 2>(given);
+  const auto scores = problem.score_shape();
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    if (result.shape[axis] == 1) {
+      result.strides[axis] = 0;
+    } else if (result.shape[axis] != scores[axis]) {
+      constexpr std::array<const char*, 4> names{"batch", "heads", "queries", "keys"};
+      fail(problem.function, what, " of shape ", given.shape, " does not broadcast over the ",
+           names[axis], " of the scores ", scores);
+    }
+  }
+  return result;
+}
+
+/// Whether the first element of a is one of b's elements. Views that interleave without sharing
+/// elements, such as the slots of one packed projection, do not alias.
+template <class A, class B>
+bool begins_within(const View<A, 4>& a, const View<B, 4>& b) {
+  const auto* base = reinterpret_cast<const char*>(b.data);
+  std::array<std::pair<Index, Index>, 4> axes;  // (stride in bytes, extent), strides made positive
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    const Index stride = b.strides[axis] * static_cast<Index>(sizeof(B));
+    if (stride < 0) base += stride * (b.shape[axis] - 1);
+    axes[axis] = {stride < 0 ? -stride : stride, b.shape[axis]};
+  }
+  std::sort(axes.begin(), axes.end(), std::greater<>());
+  Index offset = static_cast<Index>(reinterpret_cast<std::intptr_t>(a.data) -
+                                    reinterpret_cast<std::intptr_t>(base));
+  for (const auto& [stride, extent] : axes) {
+    if (offset < 0) return false;
+    if (stride > 0) offset -= std::min(offset / stride, extent - 1) * stride;
+  }
+  return offset >= 0 && offset < static_cast<Index>(sizeof(B));
+}
+
+template <class Out, class In>
+void check_not_aliased(const char* function, const View<Out, 4>& out, const View<In, 4>& in,
+                       const char* name) {
+  if (out.size() == 0 || in.size() == 0) return;
+  if (begins_within(out, in) || begins_within(in, out)) {
+    fail(function, "the output shares elements with ", name, "; output ", out.shape, ", ", name,
+         " ", in.shape, " (batch, heads, seq, dim)");
+  }
+}
+
+}  // namespace heed::detail

@@ -1,0 +1,79 @@
+#pragma once
+
+#include "heed/detail/lanes.hpp"
+#include "heed/detail/pack.hpp"
+
+namespace heed::detail {
+
+/// A block of sums in registers: `Rows` broadcast numbers x `Vectors` vectors of lanes.
+template <class Scalar, int Rows, int Vectors>
+struct RegisterTile {
+  using L = Lanes<Scalar>;
+  L sum[Rows][Vectors];
+
+  /// sum[r][v] = step over d = 0 .. depth-1 of panel[d][v] and x[r * row_stride + d *
+  /// depth_stride]. The strides are numbers or std::integral_constant.
+  template <class RowStride, class DepthStride, class Step>
+  EIGEN_ALWAYS_INLINE void accumulate(const Scalar* panel, const Scalar* x, RowStride row_stride,
+                                      DepthStride depth_stride, Index depth, const Step& step) {
+    for (auto& row : sum) {
+      for (L& vector : row) vector = L(0);
+    }
+    for (Index d = 0; d < depth; ++d) {
+      L lanes[Vectors];
+      for (int v = 0; v < Vectors; ++v) {
+        lanes[v] = L::load(panel + (d * Vectors + v) * L::size).pinned();
+      }
+      const Scalar* column = x + d * depth_stride;
+      for (int r = 0; r < Rows; ++r) {
+        const L broadcast(column[r * row_stride]);
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = step(sum[r][v], lanes[v], broadcast, d);
+      }
+    }
+  }
+};
+
+/// sum + lanes * broadcast: the step of every matrix product.
+struct MultiplyAdd {
+  template <class L>
+  EIGEN_ALWAYS_INLINE L operator()(L sum, L lanes, L broadcast, Index) const {
+    return fma(lanes, broadcast, sum);
+  }
+};
+
+/// Rows of a register tile that is `Vectors` wide: as many as the accumulators allow.
+template <int Vectors>
+inline constexpr int tile_rows = accumulator_registers / Vectors;
+
+/// Calls body.template operator()<Rows>(first) for blocks that cover 0 .. count-1: whole tiles
+/// first, then half as tall and half again.
+template <int Rows, class Body>
+EIGEN_ALWAYS_INLINE void for_each_tile(Index count, const Body& body, Index first = 0) {
+  for (; first + Rows <= count; first += Rows) body.template operator()<Rows>(first);
+  if constexpr (Rows > 1) {
+    if (first < count) for_each_tile<Rows / 2>(count, body, first);
+  }
+}
+
+/// result[c][v] = factor[v] * result[c][v] + sum over r < count of panel[r][v] * x[r][c], for
+/// columns c < width: the product of transposed weights with rows of values.
+template <int Vectors, class Scalar>
+EIGEN_DONT_INLINE void add_product(const Scalar* panel, const Rows<Scalar>& x, Index count,
+                                   Index width, const Scalar* factor, Scalar* result) {
+  using L = Lanes<Scalar>;
+  L scale[Vectors];
+  for (int v = 0; v < Vectors; ++v) scale[v] = L::load(factor + v * L::size);
+  for_each_tile<tile_rows<Vectors>>(width, [&]<int Columns>(Index c) {
+    RegisterTile<Scalar, Columns, Vectors> tile;
+    tile.accumulate(panel, x.data + c, std::integral_constant<Index, 1>(), x.stride, count,
+                    MultiplyAdd());
+    for (int r = 0; r < Columns; ++r) {
+      for (int v = 0; v < Vectors; ++v) {
+        Scalar* to = result + ((c + r) * Vectors + v) * L::size;
+        fma(L::load(to), scale[v], tile.sum[r][v]).store(to);
+      }
+    }
+  });
+}
+
+}  // namespace heed::detail

@@ -1,0 +1,244 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <type_traits>
+
+#include "heed/detail/check.hpp"
+#include "heed/detail/pack.hpp"
+#include "heed/detail/parallel.hpp"
+#include "heed/detail/problem.hpp"
+#include "heed/detail/tile.hpp"
+#include "heed/tensor.hpp"
+
+namespace heed {
+namespace detail {
+
+/// c = a b for one pair of matrices, a (m, k), b (k, n), c (m, n) with rows of c contiguous, or c a
+/// buffer of the accumulator's type.
+///
+///   for each run of depth, for each block of rows of a (second-level cache)
+///     for each panel of columns of b (lanes of 3 vectors, packed, first-level cache)
+///       for each register tile of rows: c (+)= a b
+template <class Accumulator, class A, class B, class C>
+class MatrixProduct {
+  using L = Lanes<Accumulator>;
+  static constexpr int vectors = 3;
+  static constexpr Index lanes = vectors * L::size;
+
+ public:
+  MatrixProduct(Index m, Index k, Index n) : m_(m), k_(k), n_(n) {
+    // A packed panel takes up to three quarters of the first-level cache, and the block of rows
+    // that it meets half of the second-level one.
+    const auto size = static_cast<Index>(sizeof(Accumulator));
+    // Sums of half precision would be rounded between runs, so there is one run.
+    const Index most = std::is_same_v<C, Accumulator>
+                           ? std::max<Index>(Eigen::l1CacheSize() * 3 / 4 / (lanes * size), 64)
+                           : k;
+    const Index runs = (k + most - 1) / most;
+    depth_ = runs > 0 ? (k + runs - 1) / runs : 0;
+    rows_ = std::max<Index>(Eigen::l2CacheSize() / 2 / (std::max<Index>(depth_, 1) * size), 64);
+  }
+
+  std::size_t scratch_bytes() const {
+    return Scratch::bytes<Accumulator>(lanes * depth_) +
+           Scratch::bytes<Accumulator>(std::min(rows_, m_) * depth_);
+  }
+
+  void run(Scratch& scratch, const Slab<const A>& a, const Slab<const B>& b,
+           const Slab<C>& c) const {
+    Accumulator* panel = scratch.take<Accumulator>(lanes * depth_);
+    Accumulator* copies = scratch.take<Accumulator>(std::min(rows_, m_) * depth_);
+    for (Index d = 0; d < k_; d += depth_) {
+      const Index depth = std::min(depth_, k_ - d);
+      for (Index i = 0; i < m_; i += rows_) {
+        const Index rows = std::min(rows_, m_ - i);
+        const Slab<const A> block{&a(i, d), a.row_stride, a.column_stride};
+        const Rows<Accumulator> left = rows_of(
+            block, 0, rows, depth, std::is_same_v<A, Accumulator> && a.column_stride == 1, copies);
+        for (Index j = 0; j < n_; j += lanes) {
+          const Index columns = std::min(lanes, n_ - j);
+          const Index used = (columns + L::size - 1) / L::size;
+          const auto multiply = [&]<int Vectors>() {
+            pack_columns<Vectors>(b, d, depth, j, columns, panel);
+            multiply_panel<Vectors>(left, rows, depth, panel, d == 0, c, i, j, columns);
+          };
+          switch (used) {
+            case 1:
+              multiply.template operator()<1>();
+              break;
+            case 2:
+              multiply.template operator()<2>();
+              break;
+            default:
+              multiply.template operator()<3>();
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  /// panel[d][lane] = b(first_row + d, first_column + lane); lanes from `columns` on repeat.
+  template <int Vectors>
+  static void pack_columns(const Slab<const B>& b, Index first_row, Index depth, Index first_column,
+                           Index columns, Accumulator* panel) {
+    constexpr Index width = Vectors * L::size;
+    if constexpr (std::is_same_v<B, Accumulator>) {
+      if (b.column_stride == 1 && columns == width) {
+        for (Index d = 0; d < depth; ++d) {
+          for (int v = 0; v < Vectors; ++v) {
+            L::load(&b(first_row + d, first_column + v * L::size))
+                .store(panel + d * width + v * L::size);
+          }
+        }
+        return;
+      }
+    }
+    const Slab<const B> turned{&b(first_row, first_column), b.column_stride, b.row_stride};
+    pack_lanes(turned, 0, columns, depth, width, panel);
+  }
+
+  template <int Vectors>
+  EIGEN_DONT_INLINE static void multiply_panel(const Rows<Accumulator>& left, Index rows,
+                                               Index depth, const Accumulator* panel,
+                                               bool first_run, const Slab<C>& c, Index i, Index j,
+                                               Index columns) {
+    constexpr Index width = Vectors * L::size;
+    for_each_tile<tile_rows<Vectors>>(rows, [&]<int Rows>(Index row) {
+      RegisterTile<Accumulator, Rows, Vectors> tile;
+      tile.accumulate(panel, left[row], left.stride, std::integral_constant<Index, 1>(), depth,
+                      MultiplyAdd());
+      for (int r = 0; r < Rows; ++r) {
+        if (std::is_same_v<C, Accumulator> && c.column_stride == 1 && columns == width) {
+          auto* to = reinterpret_cast<Accumulator*>(&c(i + row + r, j));
+          for (int v = 0; v < Vectors; ++v) {
+            const L sum = tile.sum[r][v];
+            (first_run ? sum : sum + L::load(to + v * L::size)).store(to + v * L::size);
+          }
+        } else {
+          Accumulator sums[width];
+          for (int v = 0; v < Vectors; ++v) tile.sum[r][v].store(sums + v * L::size);
+          for (Index l = 0; l < columns; ++l) {
+            C& to = c(i + row + r, j + l);
+            to = static_cast<C>(first_run ? sums[l] : sums[l] + static_cast<Accumulator>(to));
+          }
+        }
+      }
+    });
+  }
+
+  Index m_, k_, n_, depth_ = 0, rows_ = 0;
+};
+
+template <class A, class B, class C>
+void multiply(const View<const A, 4>& a, const View<const B, 4>& b, const View<C, 4>& c,
+              Eigen::ThreadPoolInterface* pool) {
+  using Accumulate = Accumulator<A>;
+  const Index m = a.shape[2], k = a.shape[3], n = b.shape[3], heads = a.shape[1];
+  if (c.size() == 0) return;
+  if constexpr (Laned<Accumulate>) {
+    // Lanes run along rows of c; where its columns are the contiguous ones, c^T = b^T a^T.
+    if (c.strides[3] != 1 && c.strides[2] == 1) {
+      const auto turned = [](auto x) {
+        std::swap(x.shape[2], x.shape[3]);
+        std::swap(x.strides[2], x.strides[3]);
+        return x;
+      };
+      if (n > 1) return multiply(turned(b), turned(a), turned(c), pool);
+    }
+  }
+  // Threads share a matrix by blocks of rows; each block packs the right factor for itself.
+  const Index block = pool ? std::max<Index>(96, (m / 8 + 11) / 12 * 12) : m;
+  const Index blocks = (m + block - 1) / block;
+  parallel_for(pool, a.shape[0] * heads * blocks, [&](Index first, Index last) {
+    for (Index item = first; item < last; ++item) {
+      const Index row = item % blocks * block, rows = std::min(block, m - row);
+      const Index head = item / blocks % heads, batch = item / blocks / heads;
+      auto left = slab(a, batch, head);
+      const auto right = slab(b, batch, head);
+      auto to = slab(c, batch, head);
+      left.data += row * left.row_stride;
+      to.data += row * to.row_stride;
+      if constexpr (Laned<Accumulate>) {
+        if (k > 0) {
+          const MatrixProduct<Accumulate, A, B, C> product(rows, k, n);
+          Scratch scratch(product.scratch_bytes());
+          product.run(scratch, left, right, to);
+          continue;
+        }
+      }
+      for (Index i = 0; i < rows; ++i) {
+        for (Index j = 0; j < n; ++j) {
+          Accumulate sum(0.0);
+          for (Index d = 0; d < k; ++d) {
+            sum += static_cast<Accumulate>(left(i, d)) * static_cast<Accumulate>(right(d, j));
+          }
+          to(i, j) = static_cast<C>(sum);
+        }
+      }
+    }
+  });
+}
+
+template <class A, class B>
+constexpr void check_factors() {
+  static_assert(rank_of<A> >= 2 && rank_of<A> <= 4, "heed: factors have a rank from 2 to 4");
+  static_assert(rank_of<A> == rank_of<B>, "heed: both factors have one rank");
+  static_assert(std::is_same_v<Accumulator<ScalarOf<A>>, Accumulator<ScalarOf<B>>>,
+                "heed: both factors are of one number type (half, bfloat16 and float mix)");
+}
+
+/// Shape of the product, or std::invalid_argument.
+template <std::size_t R>
+std::array<Index, R> product_shape(const char* function, const std::array<Index, R>& a,
+                                   const std::array<Index, R>& b) {
+  for (std::size_t axis = 0; axis + 2 < R; ++axis) {
+    if (a[axis] != b[axis]) {
+      fail(function, "the factors differ in axis ", static_cast<Index>(axis), ": ", a[axis],
+           " and ", b[axis], "; they are ", a, " and ", b);
+    }
+  }
+  if (a[R - 1] != b[R - 2]) {
+    fail(function, "the last axis of the first factor, ", a[R - 1],
+         ", is not the one before the last of the second, ", b[R - 2], "; they are ", a, " and ",
+         b);
+  }
+  auto shape = a;
+  shape[R - 1] = b[R - 1];
+  return shape;
+}
+
+}  // namespace detail
+
+/// a b for each pair of matrices: (..., m, k) x (..., k, n) -> (..., m, n), of rank 2 to 4 with
+/// equal leading axes; either factor may be transposed(...), which costs no copy. The result has
+/// the storage order of a. std::invalid_argument where the shapes do not fit.
+template <class A, class B>
+auto batched_matmul(const A& a, const B& b) {
+  detail::check_factors<A, B>();
+  const auto shape = detail::product_shape("batched_matmul", view(a).shape, view(b).shape);
+  auto result = detail::make_result<detail::ScalarOf<A>, A>(shape);
+  detail::multiply(detail::rank4(a), detail::rank4(b), detail::rank4(result), nullptr);
+  return result;
+}
+
+/// Writes a b into out, which shares no elements with a or b, on the threads of the pool. A second
+/// call of one shape allocates nothing.
+template <class Out, class A, class B>
+void batched_matmul_into(Out&& out, const A& a, const B& b,
+                         Eigen::ThreadPoolInterface* pool = nullptr) {
+  detail::check_factors<A, B>();
+  const auto shape = detail::product_shape("batched_matmul_into", view(a).shape, view(b).shape);
+  const auto target = view(out);
+  if (target.shape != shape) {
+    detail::fail("batched_matmul_into", "the output has shape ", target.shape, ", the product ",
+                 shape);
+  }
+  const auto wide = detail::rank4(target);
+  detail::check_not_aliased("batched_matmul_into", wide, detail::rank4(a), "the first factor");
+  detail::check_not_aliased("batched_matmul_into", wide, detail::rank4(b), "the second factor");
+  detail::multiply(detail::rank4(a), detail::rank4(b), wide, pool);
+}
+
+}  // namespace heed
