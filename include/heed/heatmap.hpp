@@ -4,7 +4,6 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -21,25 +20,6 @@
 #include "heed/tensor.hpp"
 
 namespace heed {
-
-/// Red, green and blue, 0 to 255.
-using Color = std::array<std::uint8_t, 3>;
-
-/// Colours at even steps of a range, lowest value first, interpolated between.
-using ColorMap = std::vector<Color>;
-
-/// Paper white through green to dark blue. Lightness (Oklab) falls by equal steps, so equal
-/// differences of weights look equal, in print and in grey too.
-inline ColorMap paper_colors() {
-  return {{250, 252, 238}, {206, 230, 188}, {145, 210, 162}, {65, 187, 155}, {2, 156, 153},
-          {1, 124, 142},   {0, 93, 127},    {6, 62, 112},    {26, 34, 74}};
-}
-
-/// Dark violet to yellow: ten steps of "viridis" (S. van der Walt, N. Smith, CC0).
-inline ColorMap viridis_colors() {
-  return {{68, 1, 84},    {72, 40, 120},  {62, 74, 137},  {49, 104, 142}, {38, 130, 142},
-          {31, 158, 137}, {53, 183, 121}, {109, 205, 89}, {180, 222, 44}, {253, 231, 37}};
-}
 
 /// What heatmap_svg draws and how. Text is UTF-8.
 struct HeatmapOptions {
@@ -60,28 +40,6 @@ struct HeatmapOptions {
 
 namespace detail {
 
-/// The colour at a position from 0 to 1 of the map.
-inline Color color_at(const ColorMap& map, double position) {
-  const double place = std::clamp(position, 0.0, 1.0) * static_cast<double>(map.size() - 1);
-  const auto lower = static_cast<std::size_t>(place);
-  const std::size_t upper = std::min(lower + 1, map.size() - 1);
-  const double t = place - static_cast<double>(lower);
-  Color result{};
-  for (std::size_t c = 0; c < 3; ++c) {
-    const double channel = (1 - t) * map[lower][c] + t * map[upper][c];
-    result[c] = static_cast<std::uint8_t>(std::lround(channel));
-  }
-  return result;
-}
-
-inline std::string hex(const Color& color) {
-  std::string result = "#";
-  for (const unsigned channel : color) {
-    result += {"0123456789abcdef"[channel / 16], "0123456789abcdef"[channel % 16]};
-  }
-  return result;
-}
-
 /// One cell for each block of row_block x column_block weights (smaller at the end of an axis).
 struct HeatmapCells {
   Index batches, heads, rows, columns;
@@ -92,7 +50,7 @@ struct HeatmapCells {
 
 template <class Scalar>
 HeatmapCells heatmap_cells(const View<Scalar, 4>& x, Index max_cells) {
-  const auto block = [&](Index n) { return std::max<Index>(1, (n + max_cells - 1) / max_cells); };
+  const auto block = [&](Index n) { return n == 0 ? 1 : 1 + (n - 1) / max_cells; };
   const auto [batches, heads, rows, columns] = x.shape;
   HeatmapCells cells{batches, heads, rows, columns, block(rows), block(columns)};
   for (Index panel = 0; panel < batches * heads; ++panel) {

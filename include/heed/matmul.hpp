@@ -87,6 +87,7 @@ class MatrixProduct {
     if constexpr (std::is_same_v<B, Accumulator>) {
       if (b.column_stride == 1 && columns == width) {
         for (Index d = 0; d < depth; ++d) {
+#pragma GCC unroll 16
           for (int v = 0; v < Vectors; ++v) {
             L::load(&b(first_row + d, first_column + v * L::size))
                 .store(panel + d * width + v * L::size);
@@ -105,27 +106,31 @@ class MatrixProduct {
                                                bool first_run, const Slab<C>& c, Index i, Index j,
                                                Index columns) {
     constexpr Index width = Vectors * L::size;
-    for_each_tile<tile_rows<Vectors>>(rows, [&]<int Rows>(Index row) {
-      RegisterTile<Accumulator, Rows, Vectors> tile;
-      tile.accumulate(panel, left[row], left.stride, std::integral_constant<Index, 1>(), depth,
-                      MultiplyAdd());
-      for (int r = 0; r < Rows; ++r) {
-        if (std::is_same_v<C, Accumulator> && c.column_stride == 1 && columns == width) {
-          auto* to = reinterpret_cast<Accumulator*>(&c(i + row + r, j));
-          for (int v = 0; v < Vectors; ++v) {
-            const L sum = tile.sum[r][v];
-            (first_run ? sum : sum + L::load(to + v * L::size)).store(to + v * L::size);
+    for_each_tile<tile_rows<Vectors>>(
+        rows, [&]<int Rows>(Index row) __attribute__((always_inline)) {
+          RegisterTile<Accumulator, Rows, Vectors> tile;
+          tile.accumulate(panel, left[row], left.stride, std::integral_constant<Index, 1>(), depth,
+                          MultiplyAdd());
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows; ++r) {
+            if (std::is_same_v<C, Accumulator> && c.column_stride == 1 && columns == width) {
+              auto* to = reinterpret_cast<Accumulator*>(&c(i + row + r, j));
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v) {
+                const L sum = tile.sum[r][v];
+                (first_run ? sum : sum + L::load(to + v * L::size)).store(to + v * L::size);
+              }
+            } else {
+              Accumulator sums[width];
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v) tile.sum[r][v].store(sums + v * L::size);
+              for (Index l = 0; l < columns; ++l) {
+                C& to = c(i + row + r, j + l);
+                to = static_cast<C>(first_run ? sums[l] : sums[l] + static_cast<Accumulator>(to));
+              }
+            }
           }
-        } else {
-          Accumulator sums[width];
-          for (int v = 0; v < Vectors; ++v) tile.sum[r][v].store(sums + v * L::size);
-          for (Index l = 0; l < columns; ++l) {
-            C& to = c(i + row + r, j + l);
-            to = static_cast<C>(first_run ? sums[l] : sums[l] + static_cast<Accumulator>(to));
-          }
-        }
-      }
-    });
+        });
   }
 
   Index m_, k_, n_, depth_ = 0, rows_ = 0;

@@ -180,6 +180,7 @@ class Forward {
       pack_lanes(query, first, count, problem_.query_dim, lanes, space.raw_query);
       const auto& m = similarity.transform;
       for (Index c = 0; c < problem_.key_dim; ++c) {
+#pragma GCC unroll 16
         for (int v = 0; v < Vectors; ++v) {
           L sum(0);
           for (Index r = 0; r < problem_.query_dim; ++r) {
@@ -203,25 +204,31 @@ class Forward {
   EIGEN_DONT_INLINE void score_tile(Workspace& space, const Rows<Accumulator>& rows, Index keys,
                                     Accumulator* tile_max) const {
     L most[Vectors];
+#pragma GCC unroll 16
     for (L& m : most) m = L(-std::numeric_limits<Accumulator>::infinity());
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) most[v].store(tile_max + v * L::size);
-    for_each_tile<tile_rows<Vectors>>(keys, [&]<int Keys>(Index j) {
-      RegisterTile<Accumulator, Keys, Vectors> tile;
-      const auto& similarity = score_.similarity;
-      tile.accumulate(space.query, rows[j], rows.stride, std::integral_constant<Index, 1>(),
-                      problem_.key_dim, [&similarity](L sum, L query, L k, Index h) {
-                        return similarity.step(sum, query, k, h);
-                      });
-      for (int v = 0; v < Vectors; ++v) {
-        L m = L::load(tile_max + v * L::size);
-        for (int r = 0; r < Keys; ++r) {
-          const L score = similarity.finish(tile.sum[r][v]);
-          score.store(space.scores + ((j + r) * Vectors + v) * L::size);
-          m = max(m, score);
-        }
-        m.store(tile_max + v * L::size);
-      }
-    });
+    for_each_tile<tile_rows<Vectors>>(
+        keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
+          RegisterTile<Accumulator, Keys, Vectors> tile;
+          const auto& similarity = score_.similarity;
+          tile.accumulate(
+              space.query, rows[j], rows.stride, std::integral_constant<Index, 1>(),
+              problem_.key_dim,
+              [&similarity](L sum, L query, L k, Index h)
+                  __attribute__((always_inline)) { return similarity.step(sum, query, k, h); });
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) {
+            L m = L::load(tile_max + v * L::size);
+#pragma GCC unroll 16
+            for (int r = 0; r < Keys; ++r) {
+              const L score = similarity.finish(tile.sum[r][v]);
+              score.store(space.scores + ((j + r) * Vectors + v) * L::size);
+              m = max(m, score);
+            }
+            m.store(tile_max + v * L::size);
+          }
+        });
   }
 
   /// Gives hidden scores -infinity and finds the largest of each lane.
@@ -230,10 +237,12 @@ class Forward {
                               const auto& mask, Accumulator* tile_max) const {
     const L hidden(-std::numeric_limits<Accumulator>::infinity());
     L most[Vectors];
+#pragma GCC unroll 16
     for (L& m : most) m = hidden;
     for (Index j = 0; j < tile.keys; ++j) {
       const bool edge =
           coverage == Coverage::partial && (j < mask.clear_begin() || j >= mask.clear_end());
+#pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
         L score = L::load(tile.at(j, v));
         if (edge) {
@@ -243,6 +252,7 @@ class Forward {
         most[v] = max(most[v], score);
       }
     }
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) most[v].store(tile_max + v * L::size);
   }
 
@@ -311,10 +321,12 @@ class Forward {
               Index batch, Index head, Index first, Index count) const {
     constexpr Index lanes = Vectors * L::size;
     L factor[Vectors];
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       factor[v] = softmax.normaliser(v, static_cast<Accumulator>(dropout_.scale()));
     }
     for (Index c = 0; c < problem_.value_dim; ++c) {
+#pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
         Accumulator* at = space.output + c * lanes + v * L::size;
         (L::load(at) * factor[v]).store(at);
@@ -323,6 +335,7 @@ class Forward {
     unpack_lanes(space.output, lanes, count, problem_.value_dim, slab(out_, batch, head), first);
     if (!log_sum_exp_.data) return;
     alignas(64) Accumulator row[lanes];
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
     for (Index lane = 0; lane < count; ++lane) log_sum_exp_(batch, head, first + lane) = row[lane];
   }

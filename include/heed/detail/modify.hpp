@@ -46,6 +46,7 @@ EIGEN_DONT_INLINE void add_bias(const ScoreTile<Scalar, Vectors>& tile,
       }
     }
     for (Index k = 0; k < keys; ++k) {
+#pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
         Scalar* at = tile.at(j + k, v);
         (L::load(at) + L::load(turned + k * lanes + v * n)).store(at);
@@ -63,8 +64,10 @@ void apply_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modi
     add_bias(tile, modifier.added);
   } else if constexpr (requires(L s) { modifier.lanes(s, Index(), Index(), s, Index()); }) {
     L query[Vectors];
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) query[v] = L::counting(tile.query + v * L::size);
     for (Index j = 0; j < tile.keys; ++j) {
+#pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
         Scalar* at = tile.at(j, v);
         modifier.lanes(L::load(at), tile.batch, tile.head, query[v], tile.key + j).store(at);

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "heed/detail/math.hpp"
+#include "heed/detail/tile.hpp"
 
 namespace heed::detail {
 
@@ -41,25 +42,36 @@ struct OnlineSoftmax {
   /// e^(score - largest). Scores of -infinity give exactly 0.
   void absorb(Scalar* scores, Index count, const Scalar* tile_max) {
     L shift[Vectors], total[Vectors];
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       const Index at = v * L::size;
       const L before = L::load(largest + at);
       const L after = max(before, L::load(tile_max + at));
       // -inf - (-inf) is NaN, so a query that has seen no key subtracts 0.
       shift[v] = select(after == L(-infinity), L(0), after);
-      const L fade = power(before - shift[v]);
+      const L fade = exp2_nonpositive((before - shift[v]) * L(binary));
       after.store(largest + at);
       fade.store(correction + at);
       total[v] = fade * L::load(sum + at);
     }
-    for (Index key = 0; key < count; ++key) {
-      for (int v = 0; v < Vectors; ++v) {
-        Scalar* at = scores + (key * Vectors + v) * L::size;
-        const L weight = power(L::load(at) - shift[v]);
-        weight.store(at);
-        total[v] += weight;
-      }
-    }
+    // Six vectors at a time, the number that fits the registers with what they are added to.
+    for_each_tile<6 / Vectors>(
+        count, [&]<int Keys>(Index key) __attribute__((always_inline)) {
+          L weight[Keys * Vectors];
+          Scalar* at = scores + key * lanes;
+#pragma GCC unroll 16
+          for (int i = 0; i < Keys * Vectors; ++i) {
+            weight[i] = L::load(at + i * L::size) - shift[i % Vectors];
+            if constexpr (binary != 1) weight[i] *= L(binary);
+          }
+          exp2_nonpositive(weight);
+#pragma GCC unroll 16
+          for (int i = 0; i < Keys * Vectors; ++i) {
+            weight[i].store(at + i * L::size);
+            total[i % Vectors] += weight[i];
+          }
+        });
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) total[v].store(sum + v * L::size);
   }
 
@@ -78,11 +90,6 @@ struct OnlineSoftmax {
 
  private:
   static constexpr double binary = Units::binary;
-
-  static EIGEN_ALWAYS_INLINE L power(L difference) {
-    if constexpr (binary != 1) difference *= L(binary);
-    return exp2_nonpositive(difference);
-  }
 };
 
 }  // namespace heed::detail

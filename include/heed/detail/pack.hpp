@@ -67,10 +67,12 @@ EIGEN_ALWAYS_INLINE void transpose_square(const Scalar* from, Index from_stride,
     *to = *from;
   } else {
     Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
+#pragma GCC unroll 16
     for (Index r = 0; r < n; ++r) {
       block.packet[r] = Eigen::internal::ploadu<Packet>(from + r * from_stride);
     }
     Eigen::internal::ptranspose(block);
+#pragma GCC unroll 16
     for (Index c = 0; c < n; ++c) Eigen::internal::pstoreu(to + c * to_stride, block.packet[c]);
   }
 }

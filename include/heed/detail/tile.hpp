@@ -16,17 +16,22 @@ struct RegisterTile {
   template <class RowStride, class DepthStride, class Step>
   EIGEN_ALWAYS_INLINE void accumulate(const Scalar* panel, const Scalar* x, RowStride row_stride,
                                       DepthStride depth_stride, Index depth, const Step& step) {
+#pragma GCC unroll 16
     for (auto& row : sum) {
+#pragma GCC unroll 16
       for (L& vector : row) vector = L(0);
     }
     for (Index d = 0; d < depth; ++d) {
       L lanes[Vectors];
+#pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
         lanes[v] = L::load(panel + (d * Vectors + v) * L::size).pinned();
       }
       const Scalar* column = x + d * depth_stride;
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         const L broadcast(column[r * row_stride]);
+#pragma GCC unroll 16
         for (int v = 0; v < Vectors; ++v) sum[r][v] = step(sum[r][v], lanes[v], broadcast, d);
       }
     }
@@ -62,18 +67,22 @@ EIGEN_DONT_INLINE void add_product(const Scalar* panel, const Rows<Scalar>& x, I
                                    Index width, const Scalar* factor, Scalar* result) {
   using L = Lanes<Scalar>;
   L scale[Vectors];
+#pragma GCC unroll 16
   for (int v = 0; v < Vectors; ++v) scale[v] = L::load(factor + v * L::size);
-  for_each_tile<tile_rows<Vectors>>(width, [&]<int Columns>(Index c) {
-    RegisterTile<Scalar, Columns, Vectors> tile;
-    tile.accumulate(panel, x.data + c, std::integral_constant<Index, 1>(), x.stride, count,
-                    MultiplyAdd());
-    for (int r = 0; r < Columns; ++r) {
-      for (int v = 0; v < Vectors; ++v) {
-        Scalar* to = result + ((c + r) * Vectors + v) * L::size;
-        fma(L::load(to), scale[v], tile.sum[r][v]).store(to);
-      }
-    }
-  });
+  for_each_tile<tile_rows<Vectors>>(
+      width, [&]<int Columns>(Index c) __attribute__((always_inline)) {
+        RegisterTile<Scalar, Columns, Vectors> tile;
+        tile.accumulate(panel, x.data + c, std::integral_constant<Index, 1>(), x.stride, count,
+                        MultiplyAdd());
+#pragma GCC unroll 16
+        for (int r = 0; r < Columns; ++r) {
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) {
+            Scalar* to = result + ((c + r) * Vectors + v) * L::size;
+            fma(L::load(to), scale[v], tile.sum[r][v]).store(to);
+          }
+        }
+      });
 }
 
 }  // namespace heed::detail
