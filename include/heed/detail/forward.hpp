@@ -5,6 +5,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "heed/detail/additive_scorer.hpp"
 #include "heed/detail/masking.hpp"
 #include "heed/detail/math.hpp"
 #include "heed/detail/modify.hpp"
@@ -12,6 +13,7 @@
 #include "heed/detail/pack.hpp"
 #include "heed/detail/parallel.hpp"
 #include "heed/detail/problem.hpp"
+#include "heed/detail/scorer.hpp"
 #include "heed/detail/tile.hpp"
 
 namespace heed::detail {
@@ -117,23 +119,27 @@ class Forward {
     return std::clamp<Index>(keys, 64, 256) / 12 * 12;
   }
 
+  /// What a thread works in, from its scratch: for 64 features and float lanes of 8 about 140 KiB,
+  /// whatever the number of queries and keys.
   struct Workspace {
+    using Panel = Scorer<Accumulator, typename Score::Similarity>;
+
     explicit Workspace(const Forward& f)
-        : scratch(Scratch::bytes<Accumulator>(f.problem_.query_dim * widest) +
-                  Scratch::bytes<Accumulator>(f.problem_.key_dim * widest) +
+        : scratch(Panel::bytes(f.problem_.query_dim, f.problem_.key_dim, widest, f.tile_keys_) +
                   Scratch::bytes<Accumulator>(f.problem_.value_dim * widest) +
                   2 * Scratch::bytes<Accumulator>(f.tile_keys_ * widest) +
                   Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.key_dim) +
                   Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.value_dim)),
-          raw_query(scratch.take<Accumulator>(f.problem_.query_dim * widest)),
-          query(scratch.take<Accumulator>(f.problem_.key_dim * widest)),
+          scorer(f.score_.similarity, f.problem_.query_dim, f.problem_.key_dim, widest,
+                 f.tile_keys_, scratch),
           output(scratch.take<Accumulator>(f.problem_.value_dim * widest)),
           scores(scratch.take<Accumulator>(f.tile_keys_ * widest)),
           pairs(scratch.take<Accumulator>(f.tile_keys_ * widest)),
           keys(scratch.take<Accumulator>(f.tile_keys_ * f.problem_.key_dim)),
           values(scratch.take<Accumulator>(f.tile_keys_ * f.problem_.value_dim)) {}
     Scratch scratch;
-    Accumulator *raw_query, *query, *output, *scores, *pairs, *keys, *values;
+    Panel scorer;
+    Accumulator *output, *scores, *pairs, *keys, *values;
   };
 
   template <int Vectors>
@@ -144,7 +150,7 @@ class Forward {
     const auto key = slab(in_.key, batch, kv_head);
     const auto value = slab(in_.value, batch, kv_head);
 
-    pack_query<Vectors>(space, slab(in_.query, batch, head), first, count);
+    space.scorer.template pack<Vectors>(slab(in_.query, batch, head), first, count);
     std::fill(space.output, space.output + problem_.value_dim * lanes, Accumulator(0));
     OnlineSoftmax<Accumulator, Vectors, Units> softmax;
     PanelMask<BoundMask, Accumulator, Vectors> mask(mask_, batch, head, first, count,
@@ -156,8 +162,9 @@ class Forward {
       if (coverage == Coverage::empty) continue;
 
       alignas(64) Accumulator tile_max[lanes];
-      score_tile<Vectors>(space, rows_of(key, k, keys, problem_.key_dim, key_in_place_, space.keys),
-                          keys, tile_max);
+      space.scorer.template score<Vectors>(
+          rows_of(key, k, keys, problem_.key_dim, key_in_place_, space.keys), keys, space.scores,
+          tile_max);
       const ScoreTile<Accumulator, Vectors> tile{space.scores, batch, head, first, count, k, keys};
       if (Score::modified || coverage == Coverage::partial) {
         std::apply([&](const auto&... modifier) { (apply_modifier(tile, modifier), ...); },
@@ -169,66 +176,6 @@ class Forward {
       add_values<Vectors>(space, tile, value, coverage, mask, softmax.correction);
     }
     finish<Vectors>(space, softmax, batch, head, first, count);
-  }
-
-  template <int Vectors>
-  void pack_query(Workspace& space, const auto& query, Index first, Index count) const {
-    constexpr Index lanes = Vectors * L::size;
-    const auto& similarity = score_.similarity;
-    Accumulator* packed = space.query;
-    if constexpr (requires { similarity.transform; }) {
-      pack_lanes(query, first, count, problem_.query_dim, lanes, space.raw_query);
-      const auto& m = similarity.transform;
-      for (Index c = 0; c < problem_.key_dim; ++c) {
-#pragma GCC unroll 16
-        for (int v = 0; v < Vectors; ++v) {
-          L sum(0);
-          for (Index r = 0; r < problem_.query_dim; ++r) {
-            sum = fma(L(m(r, c)), L::load(space.raw_query + r * lanes + v * L::size), sum);
-          }
-          sum.store(packed + c * lanes + v * L::size);
-        }
-      }
-    } else {
-      pack_lanes(query, first, count, problem_.query_dim, lanes, packed);
-    }
-    if (similarity.query_factor != Accumulator(1)) {
-      for (Index at = 0; at < problem_.key_dim * lanes; at += L::size) {
-        (L::load(packed + at) * L(similarity.query_factor)).store(packed + at);
-      }
-    }
-  }
-
-  /// Scores of a tile, and the largest of each lane.
-  template <int Vectors>
-  EIGEN_DONT_INLINE void score_tile(Workspace& space, const Rows<Accumulator>& rows, Index keys,
-                                    Accumulator* tile_max) const {
-    L most[Vectors];
-#pragma GCC unroll 16
-    for (L& m : most) m = L(-std::numeric_limits<Accumulator>::infinity());
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) most[v].store(tile_max + v * L::size);
-    for_each_tile<tile_rows<Vectors>>(
-        keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
-          RegisterTile<Accumulator, Keys, Vectors> tile;
-          const auto& similarity = score_.similarity;
-          tile.accumulate(
-              space.query, rows[j], rows.stride, std::integral_constant<Index, 1>(),
-              problem_.key_dim,
-              [&similarity](L sum, L query, L k, Index h)
-                  __attribute__((always_inline)) { return similarity.step(sum, query, k, h); });
-#pragma GCC unroll 16
-          for (int v = 0; v < Vectors; ++v) {
-            L m = L::load(tile_max + v * L::size);
-#pragma GCC unroll 16
-            for (int r = 0; r < Keys; ++r) {
-              const L score = similarity.finish(tile.sum[r][v]);
-              score.store(space.scores + ((j + r) * Vectors + v) * L::size);
-              m = max(m, score);
-            }
-            m.store(tile_max + v * L::size);
-          }
-        });
   }
 
   /// Gives hidden scores -infinity and finds the largest of each lane.

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "heed/detail/lanes.hpp"
 #include "heed/detail/pack.hpp"
 
@@ -51,12 +54,13 @@ template <int Vectors>
 inline constexpr int tile_rows = accumulator_registers / Vectors;
 
 /// Calls body.template operator()<Rows>(first) for blocks that cover 0 .. count-1: whole tiles
-/// first, then half as tall and half again.
+/// first, then lower ones, in steps that leave few sums idle (12, 8, 4, 2, 1).
 template <int Rows, class Body>
 EIGEN_ALWAYS_INLINE void for_each_tile(Index count, const Body& body, Index first = 0) {
   for (; first + Rows <= count; first += Rows) body.template operator()<Rows>(first);
   if constexpr (Rows > 1) {
-    if (first < count) for_each_tile<Rows / 2>(count, body, first);
+    constexpr int lower = Rows > 4 ? std::max(4, Rows * 2 / 3 / 4 * 4) : Rows / 2;
+    if (first < count) for_each_tile<lower>(count, body, first);
   }
 }
 

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstddef>
+#include <limits>
+
+#include "heed/detail/lanes.hpp"
+#include "heed/detail/pack.hpp"
+#include "heed/detail/parallel.hpp"
+#include "heed/detail/tile.hpp"
+
+namespace heed::detail {
+
+/// Scores of one panel of queries against tiles of keys: register tiles of the similarity's steps.
+template <class Accumulator, class Similarity>
+class Scorer {
+  using L = Lanes<Accumulator>;
+  static constexpr bool transforms = requires(const Similarity& s) { s.transform; };
+
+ public:
+  /// For panels of up to `lanes` queries.
+  Scorer(const Similarity& similarity, Index query_dim, Index key_dim, Index lanes, Index,
+         Scratch& scratch)
+      : similarity_(similarity),
+        query_dim_(query_dim),
+        key_dim_(key_dim),
+        query_(scratch.take<Accumulator>(key_dim * lanes)),
+        raw_(scratch.take<Accumulator>(transforms ? query_dim * lanes : 0)) {}
+  static std::size_t bytes(Index query_dim, Index key_dim, Index lanes, Index) {
+    return Scratch::bytes<Accumulator>(key_dim * lanes) +
+           Scratch::bytes<Accumulator>(transforms ? query_dim * lanes : 0);
+  }
+
+  /// Takes `count` queries from `first` on as the panel.
+  template <int Vectors, class Query>
+  void pack(const Slab<const Query>& query, Index first, Index count) {
+    constexpr Index lanes = Vectors * L::size;
+    if constexpr (transforms) {
+      // q stands for q M: the rows of M are "values" under the "weights" q.
+      pack_lanes(query, first, count, query_dim_, lanes, raw_);
+      const auto& m = similarity_.transform;
+      for (Index c = 0; c < key_dim_; ++c) {
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) {
+          L sum(0);
+          for (Index r = 0; r < query_dim_; ++r) {
+            sum = fma(L(m(r, c)), L::load(raw_ + r * lanes + v * L::size), sum);
+          }
+          sum.store(query_ + c * lanes + v * L::size);
+        }
+      }
+    } else {
+      pack_lanes(query, first, count, query_dim_, lanes, query_);
+    }
+    if (similarity_.query_factor != Accumulator(1)) {
+      for (Index at = 0; at < key_dim_ * lanes; at += L::size) {
+        (L::load(query_ + at) * L(similarity_.query_factor)).store(query_ + at);
+      }
+    }
+  }
+
+  /// scores[key][lane] of count keys, and the largest of each lane.
+  template <int Vectors>
+  EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index count, Accumulator* scores,
+                               Accumulator* tile_max) const {
+    const L lowest(-std::numeric_limits<Accumulator>::infinity());
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) lowest.store(tile_max + v * L::size);
+    for_each_tile<tile_rows<Vectors>>(
+        count, [&]<int Keys>(Index j) __attribute__((always_inline)) {
+          RegisterTile<Accumulator, Keys, Vectors> tile;
+          tile.accumulate(
+              query_, keys[j], keys.stride, std::integral_constant<Index, 1>(),
+              key_dim_, [this](L sum, L query, L k, Index h) __attribute__((always_inline)) {
+                return similarity_.step(sum, query, k, h);
+              });
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) {
+            L most = L::load(tile_max + v * L::size);
+#pragma GCC unroll 16
+            for (int r = 0; r < Keys; ++r) {
+              const L score = similarity_.finish(tile.sum[r][v]);
+              score.store(scores + ((j + r) * Vectors + v) * L::size);
+              most = max(most, score);
+            }
+            most.store(tile_max + v * L::size);
+          }
+        });
+  }
+
+ private:
+  const Similarity& similarity_;
+  Index query_dim_, key_dim_;
+  Accumulator *query_, *raw_;
+};
+
+}  // namespace heed::detail
