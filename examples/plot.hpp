@@ -1,0 +1,117 @@
+#pragma once
+
+#include <cmath>
+#include <locale>
+#include <sstream>
+#include <string>
+#include <vector>
+#include <heed/heatmap.hpp>
+
+/// A small drawing board: shapes, grey images, and axes with curves and dots, written as SVG.
+/// Lengths are pixels and y points down; colours are SVG colours.
+namespace plot {
+
+struct Point {
+  double x, y;
+};
+
+class Picture {
+ public:
+  Picture(double width, double height) {
+    out_.imbue(std::locale::classic());
+    out_ << "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" << width << "\" height=\""
+         << height << "\" viewBox=\"0 0 " << width << ' ' << height
+         << "\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\" fill=\"#24292f\">\n";
+    box({0, 0}, width, height, "#ffffff");
+  }
+
+  /// `style`: further SVG attributes.
+  void box(Point corner, double width, double height, const std::string& fill,
+           const std::string& style = "") {
+    out_ << "<rect x=\"" << corner.x << "\" y=\"" << corner.y << "\" width=\"" << width
+         << "\" height=\"" << height << "\" fill=\"" << fill << "\" " << style << "/>\n";
+  }
+
+  void dot(Point center, double radius, const std::string& fill) {
+    out_ << "<circle cx=\"" << center.x << "\" cy=\"" << center.y << "\" r=\"" << radius
+         << "\" fill=\"" << fill << "\" fill-opacity=\"0.65\"/>\n";
+  }
+
+  void curve(const std::vector<Point>& points, const std::string& color, double width = 1) {
+    out_ << "<polyline fill=\"none\" stroke=\"" << color << "\" stroke-width=\"" << width
+         << "\" stroke-linejoin=\"round\" points=\"";
+    for (const Point& p : points) out_ << p.x << ',' << p.y << ' ';
+    out_ << "\"/>\n";
+  }
+
+  /// `anchor`: what the point is of the text: start, middle or end. Plain text without markup.
+  void text(Point p, const std::string& s, double size = 12, const std::string& anchor = "middle",
+            const std::string& style = "") {
+    out_ << "<text x=\"" << p.x << "\" y=\"" << p.y << "\" font-size=\"" << size
+         << "\" text-anchor=\"" << anchor << "\" " << style << '>' << s << "</text>\n";
+  }
+
+  /// One square for each pixel of a matrix of grey levels, 0 (white) to 1 (black).
+  template <class Pixels>
+  void image(Point corner, double pixel, const Pixels& grey) {
+    box(corner, pixel * double(grey.cols()), pixel * double(grey.rows()), "#ffffff",
+        "stroke=\"#b0b0b0\"");
+    out_ << "<g shape-rendering=\"crispEdges\">\n";
+    for (heed::Index r = 0; r < grey.rows(); ++r) {
+      for (heed::Index c = 0; c < grey.cols(); ++c) {
+        const int level = static_cast<int>(std::lround(255 * (1 - double(grey(r, c)))));
+        if (level == 255) continue;
+        const std::string text = std::to_string(level);
+        box({corner.x + double(c) * pixel, corner.y + double(r) * pixel}, pixel, pixel,
+            "rgb(" + text + "," + text + "," + text + ")");
+      }
+    }
+    out_ << "</g>\n";
+  }
+
+  void save(const std::string& path) const { heed::write_svg(path, out_.str() + "</svg>\n"); }
+
+ private:
+  std::ostringstream out_;
+};
+
+/// Axes with a grid at whole numbers, on a part of a picture.
+class Axes {
+ public:
+  Axes(Picture& picture, Point corner, double width, double height, Point low, Point high,
+       const std::string& title)
+      : picture_(picture), corner_(corner), width_(width), height_(height), low_(low), high_(high) {
+    for (double x = std::ceil(low.x); x <= high.x; ++x) {
+      picture.curve({place({x, low.y}), place({x, high.y})}, "#e4e4e4");
+      picture.text({place({x, 0}).x, corner.y + height + 15}, std::to_string(std::lround(x)), 11);
+    }
+    for (double y = std::ceil(low.y); y <= high.y; ++y) {
+      picture.curve({place({low.x, y}), place({high.x, y})}, "#e4e4e4");
+      picture.text({corner.x - 6, place({0, y}).y + 4}, std::to_string(std::lround(y)), 11, "end");
+    }
+    picture.box(corner, width, height, "none", "stroke=\"#808080\"");
+    picture.text({corner.x + width / 2, corner.y - 8}, title, 13, "middle", "font-weight=\"bold\"");
+  }
+
+  void curve(std::vector<Point> points, const std::string& color, double width) {
+    for (Point& p : points) p = place(p);
+    picture_.curve(points, color, width);
+  }
+
+  void dots(const std::vector<Point>& points, const std::string& color) {
+    for (const Point& p : points) picture_.dot(place(p), 3, color);
+  }
+
+ private:
+  Point place(Point p) const {
+    return {corner_.x + width_ * (p.x - low_.x) / (high_.x - low_.x),
+            corner_.y + height_ * (high_.y - p.y) / (high_.y - low_.y)};
+  }
+
+  Picture& picture_;
+  Point corner_;
+  double width_, height_;
+  Point low_, high_;
+};
+
+}  // namespace plot

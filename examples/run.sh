@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Builds and runs every example in order, installing what is missing. The pictures they draw go to
+# examples/pictures, or to the directory given.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../.ci/setup.sh"
+
+pictures="${1:-$heed_root/examples/pictures}"
+mkdir -p "$pictures"
+pictures="$(cd "$pictures" && pwd)"
+
+heed_setup
+heed_build examples -DHEED_BUILD_EXAMPLES=ON
+cd "$heed_root/examples"
+for source in [0-9]*.cpp; do
+  heed_say "$source"
+  "$heed_build_dir/examples/${source%.cpp}" "$pictures"
+done
+heed_say "the pictures are in $pictures"
