@@ -125,10 +125,15 @@ inline Matrix<Index> matrix_of(const char* function, NestedLists rows) {
 
 /// Every pair is allowed.
 struct NoMask : detail::MaskTag {
-  auto bind(const detail::Problem& problem) const {
-    const Index keys = problem.keys;
-    return detail::BoundRange([keys](Index, Index, Index) { return detail::KeyRange{0, keys}; });
-  }
+  struct Bound : detail::BoundMaskTag {
+    using HidesNothing = void;
+    Index keys;
+
+    explicit Bound(Index n) : keys(n) {}
+    detail::KeySet<1> row(Index, Index, Index) const { return detail::KeySet<1>::of({0, keys}); }
+    bool allows(Index, Index, Index, Index) const { return true; }
+  };
+  auto bind(const detail::Problem& problem) const { return Bound(problem.keys); }
 };
 inline NoMask no_mask() { return {}; }
 

@@ -76,11 +76,12 @@ class Scorer<Accumulator, Similarity> {
   }
 
   template <int Vectors>
-  EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index count, Accumulator* scores,
-                               Accumulator* tile_max) const {
-    const bool any_key_wild = exponentials(keys, count);
+  EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index first, Index last,
+                               Accumulator* scores, Accumulator* largest) const {
+    const bool any_key_wild = exponentials(keys, first, last);
     for_each_tile<tile_rows<Vectors> / 2>(
-        count, [&]<int Keys>(Index j) __attribute__((always_inline)) {
+        last,
+        [&]<int Keys>(Index j) __attribute__((always_inline)) {
           L sum[Keys][Vectors];
 #pragma GCC unroll 16
           for (auto& row : sum) {
@@ -111,9 +112,16 @@ class Scorer<Accumulator, Similarity> {
               score.store(scores + ((j + r) * Vectors + v) * L::size);
             }
           }
-        });
-    if (any_key_wild || any_lane_wild_) recompute<Vectors>(keys, count, scores);
-    largest<Vectors>(scores, count, tile_max);
+        },
+        first);
+    if (any_key_wild || any_lane_wild_) recompute<Vectors>(keys, first, last, scores);
+    for (int v = 0; v < Vectors; ++v) {
+      L most = L::load(largest + v * L::size);
+      for (Index j = first; j < last; ++j) {
+        most = max(most, L::load(scores + (j * Vectors + v) * L::size));
+      }
+      most.store(largest + v * L::size);
+    }
   }
 
  private:
@@ -124,9 +132,9 @@ class Scorer<Accumulator, Similarity> {
   }
 
   /// e^2k of a tile, [key][feature], and which keys are wild.
-  bool exponentials(const Rows<Accumulator>& keys, Index count) const {
+  bool exponentials(const Rows<Accumulator>& keys, Index first, Index last) const {
     bool any = false;
-    for (Index j = 0; j < count; ++j) {
+    for (Index j = first; j < last; ++j) {
       const Accumulator* from = keys[j];
       Accumulator* to = key_exp_ + j * even_;
       bool tame = true;
@@ -145,9 +153,9 @@ class Scorer<Accumulator, Similarity> {
   }
 
   template <int Vectors>
-  EIGEN_DONT_INLINE void recompute(const Rows<Accumulator>& keys, Index count,
+  EIGEN_DONT_INLINE void recompute(const Rows<Accumulator>& keys, Index first, Index last,
                                    Accumulator* scores) const {
-    for (Index j = 0; j < count; ++j) {
+    for (Index j = first; j < last; ++j) {
       if (!any_lane_wild_ && key_wild_[j] == 0) continue;
       for (int v = 0; v < Vectors; ++v) {
         L sum(0);
@@ -159,17 +167,6 @@ class Scorer<Accumulator, Similarity> {
         const auto wild = (L::load(lane_wild_ + v * L::size) > L(0)) | (L(key_wild_[j]) > L(0));
         select(wild, similarity_.finish(sum), L::load(at)).store(at);
       }
-    }
-  }
-
-  template <int Vectors>
-  static void largest(const Accumulator* scores, Index count, Accumulator* tile_max) {
-    for (int v = 0; v < Vectors; ++v) {
-      L most(-std::numeric_limits<Accumulator>::infinity());
-      for (Index j = 0; j < count; ++j) {
-        most = max(most, L::load(scores + (j * Vectors + v) * L::size));
-      }
-      most.store(tile_max + v * L::size);
     }
   }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <type_traits>
 
@@ -151,7 +152,7 @@ class Forward {
     const auto value = slab(in_.value, batch, kv_head);
 
     space.scorer.template pack<Vectors>(slab(in_.query, batch, head), first, count);
-    std::fill(space.output, space.output + problem_.value_dim * lanes, Accumulator(0));
+    bool started = false;
     OnlineSoftmax<Accumulator, Vectors, Units> softmax;
     PanelMask<BoundMask, Accumulator, Vectors> mask(mask_, batch, head, first, count,
                                                     problem_.keys);
@@ -161,46 +162,74 @@ class Forward {
       const Coverage coverage = mask.tile(k, keys, space.pairs);
       if (coverage == Coverage::empty) continue;
 
-      alignas(64) Accumulator tile_max[lanes];
-      space.scorer.template score<Vectors>(
-          rows_of(key, k, keys, problem_.key_dim, key_in_place_, space.keys), keys, space.scores,
-          tile_max);
+      alignas(64) Accumulator largest[lanes];
       const ScoreTile<Accumulator, Vectors> tile{space.scores, batch, head, first, count, k, keys};
-      if (Score::modified || coverage == Coverage::partial) {
-        std::apply([&](const auto&... modifier) { (apply_modifier(tile, modifier), ...); },
-                   score_.modifiers);
-        hide(tile, coverage, mask, tile_max);
-      }
-      softmax.absorb(space.scores, keys, tile_max);
+      score_tile(space, tile, rows_of(key, k, keys, problem_.key_dim, key_in_place_, space.keys),
+                 coverage, mask, largest);
+      softmax.absorb(space.scores, keys, largest);
       if (dropout_.active()) drop(tile);
-      add_values<Vectors>(space, tile, value, coverage, mask, softmax.correction);
+      add_values<Vectors>(space, tile, value, coverage, mask,
+                          started ? softmax.correction : nullptr);
+      started = true;
     }
+    if (!started)
+      std::fill(space.output, space.output + problem_.value_dim * lanes, Accumulator(0));
     finish<Vectors>(space, softmax, batch, head, first, count);
   }
 
-  /// Gives hidden scores -infinity and finds the largest of each lane.
+  /// Scores of a tile, hidden ones -infinity, and the largest of each lane. The largest of keys
+  /// that every query sees falls out of the register tiles; only the edges are gone through again.
   template <int Vectors>
-  EIGEN_DONT_INLINE void hide(const ScoreTile<Accumulator, Vectors>& tile, Coverage coverage,
-                              const auto& mask, Accumulator* tile_max) const {
-    const L hidden(-std::numeric_limits<Accumulator>::infinity());
+  void score_tile(Workspace& space, const ScoreTile<Accumulator, Vectors>& tile,
+                  const Rows<Accumulator>& rows, Coverage coverage, const auto& mask,
+                  Accumulator* largest) const {
+    constexpr Index lanes = Vectors * L::size, step = tile_rows<Vectors>;
+    Index clear_begin = 0, clear_end = tile.keys;
+    if (coverage == Coverage::partial) {
+      clear_begin = (mask.clear_begin() + step - 1) / step * step;
+      clear_end = std::max(clear_begin, mask.clear_end() / step * step);
+      if (clear_begin >= clear_end) clear_begin = clear_end = 0;
+    }
+    const auto score = [&](Index first, Index last, Accumulator* most) {
+      if (first < last) space.scorer.template score<Vectors>(rows, first, last, tile.scores, most);
+    };
+    alignas(64) Accumulator unused[lanes] = {};
+    std::fill(largest, largest + lanes, -std::numeric_limits<Accumulator>::infinity());
+    if constexpr (Score::modified) {
+      score(0, tile.keys, unused);
+      std::apply([&](const auto&... modifier) { (apply_modifier(tile, modifier), ...); },
+                 score_.modifiers);
+      settle(tile, clear_begin, clear_end, largest, [](Index, int, L s) { return s; });
+    } else {
+      score(clear_begin, clear_end, largest);
+      score(0, clear_begin, unused);
+      score(clear_end, tile.keys, unused);
+    }
+    const auto hide = [&mask](Index j, int v, L s) {
+      return select(mask.visible(j, v), s, L(-std::numeric_limits<Accumulator>::infinity()));
+    };
+    settle(tile, 0, clear_begin, largest, hide);
+    settle(tile, clear_end, tile.keys, largest, hide);
+  }
+
+  /// Replaces scores by what `last_word` makes of them, and raises `largest` to it.
+  template <int Vectors>
+  static void settle(const ScoreTile<Accumulator, Vectors>& tile, Index first, Index last,
+                     Accumulator* largest, const auto& last_word) {
+    if (first >= last) return;
     L most[Vectors];
 #pragma GCC unroll 16
-    for (L& m : most) m = hidden;
-    for (Index j = 0; j < tile.keys; ++j) {
-      const bool edge =
-          coverage == Coverage::partial && (j < mask.clear_begin() || j >= mask.clear_end());
+    for (int v = 0; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
+    for (Index j = first; j < last; ++j) {
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
-        L score = L::load(tile.at(j, v));
-        if (edge) {
-          score = select(mask.visible(j, v), score, hidden);
-          score.store(tile.at(j, v));
-        }
+        const L score = last_word(j, v, L::load(tile.at(j, v)));
+        score.store(tile.at(j, v));
         most[v] = max(most[v], score);
       }
     }
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) most[v].store(tile_max + v * L::size);
+    for (int v = 0; v < Vectors; ++v) most[v].store(largest + v * L::size);
   }
 
   template <int Vectors>
@@ -267,19 +296,13 @@ class Forward {
   void finish(Workspace& space, const OnlineSoftmax<Accumulator, Vectors, Units>& softmax,
               Index batch, Index head, Index first, Index count) const {
     constexpr Index lanes = Vectors * L::size;
-    L factor[Vectors];
+    alignas(64) Accumulator factor[lanes];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
-      factor[v] = softmax.normaliser(v, static_cast<Accumulator>(dropout_.scale()));
+      softmax.normaliser(v, static_cast<Accumulator>(dropout_.scale())).store(factor + v * L::size);
     }
-    for (Index c = 0; c < problem_.value_dim; ++c) {
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) {
-        Accumulator* at = space.output + c * lanes + v * L::size;
-        (L::load(at) * factor[v]).store(at);
-      }
-    }
-    unpack_lanes(space.output, lanes, count, problem_.value_dim, slab(out_, batch, head), first);
+    unpack_lanes(space.output, factor, lanes, count, problem_.value_dim, slab(out_, batch, head),
+                 first);
     if (!log_sum_exp_.data) return;
     alignas(64) Accumulator row[lanes];
 #pragma GCC unroll 16

@@ -10,6 +10,12 @@ namespace heed::detail {
 
 enum class Coverage { empty, partial, full };
 
+/// A bound mask that hides nothing.
+template <class T>
+concept HidesNothing = requires {
+  typename T::HidesNothing;
+};
+
 /// What a mask says to the queries of one panel, and to a tile of keys at a time.
 template <class BoundMask, class Scalar, int Vectors>
 class PanelMask {
@@ -124,6 +130,27 @@ class PanelMask {
   const Scalar* pairs_ = nullptr;
   alignas(64) Scalar from_[lanes];
   alignas(64) Scalar to_[lanes];
+};
+
+template <HidesNothing BoundMask, class Scalar, int Vectors>
+class PanelMask<BoundMask, Scalar, Vectors> {
+ public:
+  PanelMask(const BoundMask&, Index, Index, Index, Index, Index keys) : keys_(keys) {}
+  Index begin() const { return 0; }
+  Index end() const { return keys_; }
+  Coverage tile(Index, Index count, Scalar*) {
+    count_ = count;
+    return Coverage::full;
+  }
+  Index clear_begin() const { return 0; }
+  Index clear_end() const { return count_; }
+  EIGEN_ALWAYS_INLINE LaneMask<Scalar> visible(Index, int) const {
+    return Lanes<Scalar>(0) == Lanes<Scalar>(0);
+  }
+  bool visible_to(Index, Index) const { return true; }
+
+ private:
+  Index keys_, count_ = 0;
 };
 
 }  // namespace heed::detail

@@ -57,19 +57,21 @@ Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count,
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of a vector type as template argument
-/// Turns a square of L::size x L::size numbers: to[c][r] = from[r][c].
+/// Turns a square of L::size x L::size numbers: to[c][r] = from[r][c] * factor[c], where the lanes
+/// of the factor go with the columns of `from`.
 template <class Scalar>
 EIGEN_ALWAYS_INLINE void transpose_square(const Scalar* from, Index from_stride, Scalar* to,
-                                          Index to_stride) {
+                                          Index to_stride,
+                                          std::type_identity_t<Lanes<Scalar>> factor = 1) {
   using Packet = typename Lanes<Scalar>::Packet;
   constexpr Index n = Lanes<Scalar>::size;
   if constexpr (n == 1) {
-    *to = *from;
+    (Lanes<Scalar>::load(from) * factor).store(to);
   } else {
     Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
 #pragma GCC unroll 16
     for (Index r = 0; r < n; ++r) {
-      block.packet[r] = Eigen::internal::ploadu<Packet>(from + r * from_stride);
+      block.packet[r] = (Lanes<Scalar>::load(from + r * from_stride) * factor).packet;
     }
     Eigen::internal::ptranspose(block);
 #pragma GCC unroll 16
@@ -80,10 +82,11 @@ EIGEN_ALWAYS_INLINE void transpose_square(const Scalar* from, Index from_stride,
 
 /// Lays `count` rows of x side by side, panel[column][lane] = x(first + lane, column): the lanes of
 /// one vector are then one feature of neighbouring queries. Lanes from count on repeat the last
-/// row, so that they hold ordinary numbers. `lanes` is the width of the panel.
+/// row, so that they hold ordinary numbers. `lanes` is the width of the panel. Everything is
+/// multiplied by the factor.
 template <class Accumulator, class Scalar>
 void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index columns, Index lanes,
-                Accumulator* panel) {
+                Accumulator* panel, Accumulator factor = Accumulator(1)) {
   constexpr Index n = Lanes<Accumulator>::size;
   for (Index lane = 0; lane < lanes; lane += n) {
     Index column = 0;
@@ -91,23 +94,23 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
       if (x.column_stride == 1 && lane + n <= count) {
         for (; column + n <= columns; column += n) {
           transpose_square(&x(first + lane, column), x.row_stride, panel + column * lanes + lane,
-                           lanes);
+                           lanes, factor);
         }
       }
     }
     for (; column < columns; ++column) {
       for (Index l = lane; l < lane + n; ++l) {
         panel[column * lanes + l] =
-            static_cast<Accumulator>(x(first + std::min(l, count - 1), column));
+            static_cast<Accumulator>(x(first + std::min(l, count - 1), column)) * factor;
       }
     }
   }
 }
 
-/// The inverse of pack_lanes: x(first + lane, column) = panel[column][lane] for lanes below count.
+/// x(first + lane, column) = panel[column][lane] * factor[lane] for lanes below count.
 template <class Accumulator, class Scalar>
-void unpack_lanes(const Accumulator* panel, Index lanes, Index count, Index columns,
-                  const Slab<Scalar>& x, Index first) {
+void unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lanes, Index count,
+                  Index columns, const Slab<Scalar>& x, Index first) {
   constexpr Index n = Lanes<Accumulator>::size;
   for (Index lane = 0; lane < count; lane += n) {
     Index column = 0;
@@ -115,13 +118,13 @@ void unpack_lanes(const Accumulator* panel, Index lanes, Index count, Index colu
       if (x.column_stride == 1 && lane + n <= count) {
         for (; column + n <= columns; column += n) {
           transpose_square(panel + column * lanes + lane, lanes, &x(first + lane, column),
-                           x.row_stride);
+                           x.row_stride, Lanes<Accumulator>::load(factor + lane));
         }
       }
     }
     for (Index l = lane; l < std::min(lane + n, count); ++l) {
       for (Index c = column; c < columns; ++c) {
-        x(first + l, c) = static_cast<Scalar>(panel[c * lanes + l]);
+        x(first + l, c) = static_cast<Scalar>(panel[c * lanes + l] * factor[l]);
       }
     }
   }

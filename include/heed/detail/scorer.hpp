@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <limits>
 
 #include "heed/detail/lanes.hpp"
 #include "heed/detail/pack.hpp"
@@ -45,28 +44,21 @@ class Scorer {
           for (Index r = 0; r < query_dim_; ++r) {
             sum = fma(L(m(r, c)), L::load(raw_ + r * lanes + v * L::size), sum);
           }
-          sum.store(query_ + c * lanes + v * L::size);
+          (sum * L(similarity_.query_factor)).store(query_ + c * lanes + v * L::size);
         }
       }
     } else {
-      pack_lanes(query, first, count, query_dim_, lanes, query_);
-    }
-    if (similarity_.query_factor != Accumulator(1)) {
-      for (Index at = 0; at < key_dim_ * lanes; at += L::size) {
-        (L::load(query_ + at) * L(similarity_.query_factor)).store(query_ + at);
-      }
+      pack_lanes(query, first, count, query_dim_, lanes, query_, similarity_.query_factor);
     }
   }
 
-  /// scores[key][lane] of count keys, and the largest of each lane.
+  /// scores[key][lane] of keys first .. last-1 of a tile; `largest` of each lane is raised to them.
   template <int Vectors>
-  EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index count, Accumulator* scores,
-                               Accumulator* tile_max) const {
-    const L lowest(-std::numeric_limits<Accumulator>::infinity());
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) lowest.store(tile_max + v * L::size);
+  EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index first, Index last,
+                               Accumulator* scores, Accumulator* largest) const {
     for_each_tile<tile_rows<Vectors>>(
-        count, [&]<int Keys>(Index j) __attribute__((always_inline)) {
+        last,
+        [&]<int Keys>(Index j) __attribute__((always_inline)) {
           RegisterTile<Accumulator, Keys, Vectors> tile;
           tile.accumulate(
               query_, keys[j], keys.stride, std::integral_constant<Index, 1>(),
@@ -75,16 +67,17 @@ class Scorer {
               });
 #pragma GCC unroll 16
           for (int v = 0; v < Vectors; ++v) {
-            L most = L::load(tile_max + v * L::size);
+            L most = L::load(largest + v * L::size);
 #pragma GCC unroll 16
             for (int r = 0; r < Keys; ++r) {
               const L score = similarity_.finish(tile.sum[r][v]);
               score.store(scores + ((j + r) * Vectors + v) * L::size);
               most = max(most, score);
             }
-            most.store(tile_max + v * L::size);
+            most.store(largest + v * L::size);
           }
-        });
+        },
+        first);
   }
 
  private:
