@@ -23,6 +23,7 @@ namespace detail {
 ///   query_factor          what a query's features are multiplied by beforehand
 ///   step(sum, q, k, h)    sum with feature h of a query and a key added; T is a number or Lanes
 ///   finish(sum)           the score
+///   one_instruction       whether a step is a single multiply-add
 /// A similarity may also have `transform`, a matrix M (query_dim, key_dim): then q stands for q M.
 struct ScoreTag {};
 /// Base of what changes a score. `bind<Accumulator>(problem)` gives a function of
@@ -81,6 +82,7 @@ struct DotProduct : detail::ScoreTag {
 
   template <class Accumulator>
   struct Similarity {
+    static constexpr bool one_instruction = true;
     Accumulator query_factor;
     template <class T>
     EIGEN_ALWAYS_INLINE T step(const T& sum, const T& q, const T& k, Index) const {
@@ -114,6 +116,7 @@ struct Additive : detail::ScoreTag {
 
   template <class Accumulator, class Number>
   struct Similarity {
+    static constexpr bool one_instruction = false;
     Accumulator query_factor, unit;
     View<const Number, 1> weight;
     template <class T>
@@ -157,6 +160,7 @@ struct Gaussian : detail::ScoreTag {
 
   template <class Accumulator>
   struct Similarity {
+    static constexpr bool one_instruction = false;
     Accumulator query_factor, coefficient;
     template <class T>
     EIGEN_ALWAYS_INLINE T step(const T& sum, const T& q, const T& k, Index) const {
@@ -185,6 +189,7 @@ struct GaussianByFeature : detail::ScoreTag {
 
   template <class Accumulator, class Number>
   struct Similarity {
+    static constexpr bool one_instruction = false;
     Accumulator query_factor, coefficient;
     View<const Number, 1> width;
     template <class T>
@@ -230,6 +235,7 @@ namespace detail {
 /// Scores of the distance |q - k|: the squares are summed, `Finish` has the rest.
 template <class Accumulator, class Finish>
 struct DistanceSimilarity {
+  static constexpr bool one_instruction = false;
   Accumulator query_factor;
   Finish finisher;
   template <class T>
@@ -338,6 +344,7 @@ struct Pairwise : detail::ScoreTag {
 
   template <class Accumulator>
   struct Similarity {
+    static constexpr bool one_instruction = false;
     Accumulator query_factor, unit;
     F term;
     template <class T>

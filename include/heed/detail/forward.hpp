@@ -195,28 +195,45 @@ class Forward {
     };
     alignas(64) Accumulator unused[lanes] = {};
     std::fill(largest, largest + lanes, -std::numeric_limits<Accumulator>::infinity());
+    const auto hide = [&mask](Index j, int v, L s) __attribute__((always_inline)) {
+      return select(mask.visible(j, v), s, L(-std::numeric_limits<Accumulator>::infinity()));
+    };
     if constexpr (Score::modified) {
       score(0, tile.keys, unused);
-      std::apply([&](const auto&... modifier) { (apply_modifier(tile, modifier), ...); },
-                 score_.modifiers);
-      settle(tile, clear_begin, clear_end, largest, [](Index, int, L s) { return s; });
+      std::apply(
+          [&](const auto&... modifier) {
+            if constexpr ((RunsOnLanes<decltype(modifier), L> && ...)) {
+              // All in one go through the tile, with the mask and the maximum.
+              const auto modify = [&](Index j, int v, L s) __attribute__((always_inline)) {
+                const L query = L::counting(tile.query + v * L::size);
+                ((s = modifier.lanes(s, tile.batch, tile.head, query, tile.key + j)), ...);
+                return s;
+              };
+              const auto both = [&](Index j, int v, L s) { return hide(j, v, modify(j, v, s)); };
+              settle(tile, clear_begin, clear_end, largest, modify);
+              settle(tile, 0, clear_begin, largest, both);
+              settle(tile, clear_end, tile.keys, largest, both);
+            } else {
+              (apply_modifier(tile, modifier), ...);
+              settle(tile, clear_begin, clear_end, largest, [](Index, int, L s) { return s; });
+              settle(tile, 0, clear_begin, largest, hide);
+              settle(tile, clear_end, tile.keys, largest, hide);
+            }
+          },
+          score_.modifiers);
     } else {
       score(clear_begin, clear_end, largest);
       score(0, clear_begin, unused);
       score(clear_end, tile.keys, unused);
+      settle(tile, 0, clear_begin, largest, hide);
+      settle(tile, clear_end, tile.keys, largest, hide);
     }
-    const auto hide = [&mask](Index j, int v, L s) {
-      return select(mask.visible(j, v), s, L(-std::numeric_limits<Accumulator>::infinity()));
-    };
-    settle(tile, 0, clear_begin, largest, hide);
-    settle(tile, clear_end, tile.keys, largest, hide);
   }
 
   /// Replaces scores by what `last_word` makes of them, and raises `largest` to it.
   template <int Vectors>
-  static void settle(const ScoreTile<Accumulator, Vectors>& tile, Index first, Index last,
-                     Accumulator* largest, const auto& last_word) {
-    if (first >= last) return;
+  EIGEN_DONT_INLINE static void settle(const ScoreTile<Accumulator, Vectors>& tile, Index first,
+                                       Index last, Accumulator* largest, const auto& last_word) {
     L most[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);

@@ -55,6 +55,12 @@ EIGEN_DONT_INLINE void add_bias(const ScoreTile<Scalar, Vectors>& tile,
   }
 }
 
+/// A modifier that runs on Lanes.
+template <class Modifier, class L>
+concept RunsOnLanes = requires(const Modifier& m, L s) {
+  m.lanes(s, Index(), Index(), s, Index());
+};
+
 /// Applies one modifier to the tile: a tensor in squares, a function of Lanes vector by vector, any
 /// other function score by score.
 template <class Scalar, int Vectors, class Modifier>
@@ -62,7 +68,7 @@ void apply_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modi
   using L = Lanes<Scalar>;
   if constexpr (requires { modifier.added; }) {
     add_bias(tile, modifier.added);
-  } else if constexpr (requires(L s) { modifier.lanes(s, Index(), Index(), s, Index()); }) {
+  } else if constexpr (RunsOnLanes<Modifier, L>) {
     L query[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) query[v] = L::counting(tile.query + v * L::size);

@@ -14,6 +14,11 @@ template <class Accumulator, class Similarity>
 class Scorer {
   using L = Lanes<Accumulator>;
   static constexpr bool transforms = requires(const Similarity& s) { s.transform; };
+  /// A step that is more than one multiply-add holds a vector between its parts, and gets a quarter
+  /// of the accumulators' registers for it.
+  template <int Vectors>
+  static constexpr int rows =
+      Similarity::one_instruction ? tile_rows<Vectors> : tile_rows<Vectors> * 3 / 4;
 
  public:
   /// For panels of up to `lanes` queries.
@@ -56,7 +61,7 @@ class Scorer {
   template <int Vectors>
   EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index first, Index last,
                                Accumulator* scores, Accumulator* largest) const {
-    for_each_tile<tile_rows<Vectors>>(
+    for_each_tile<rows<Vectors>>(
         last,
         [&]<int Keys>(Index j) __attribute__((always_inline)) {
           RegisterTile<Accumulator, Keys, Vectors> tile;
