@@ -27,32 +27,6 @@ struct Inputs {
   View<const Value, 4> value;
 };
 
-/// The queries of a head in panels of up to 3 vectors: 3 + 3 + ... , and 2 + 2 rather than 3 + 1 at
-/// the end, as a panel of one vector makes poor use of the registers.
-template <class Scalar>
-struct Panels {
-  static constexpr int widest = 3;
-  Index vectors, count;
-
-  explicit Panels(Index queries)
-      : vectors((queries + Lanes<Scalar>::size - 1) / Lanes<Scalar>::size),
-        count((vectors + widest - 1) / widest) {}
-
-  struct Panel {
-    Index first;  // query
-    int vectors;
-  };
-  Panel operator[](Index p) const {
-    const bool two_twos = vectors % widest == 1 && count >= 2;
-    if (two_twos && p >= count - 2) {
-      const Index before = (count - 2) * widest + (p - (count - 2)) * 2;
-      return {before * Lanes<Scalar>::size, 2};
-    }
-    return {p * widest * Lanes<Scalar>::size,
-            static_cast<int>(std::min<Index>(widest, vectors - p * widest))};
-  }
-};
-
 /// Attention of every query to its keys, fused: no more than a tile of scores exists at a time.
 ///
 ///   for each panel of queries (lanes of vectors, packed once)

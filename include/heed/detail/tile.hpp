@@ -8,6 +8,32 @@
 
 namespace heed::detail {
 
+/// Queries (or columns) in panels of up to 3 vectors: 3 + 3 + ... , and 2 + 2 rather than 3 + 1 at
+/// the end, as a panel of one vector makes poor use of the registers.
+template <class Scalar>
+struct Panels {
+  static constexpr int widest = 3;
+  Index vectors, count;
+
+  explicit Panels(Index lanes)
+      : vectors((lanes + Lanes<Scalar>::size - 1) / Lanes<Scalar>::size),
+        count((vectors + widest - 1) / widest) {}
+
+  struct Panel {
+    Index first;  // lane
+    int vectors;
+  };
+  Panel operator[](Index p) const {
+    const bool two_twos = vectors % widest == 1 && count >= 2;
+    if (two_twos && p >= count - 2) {
+      const Index before = (count - 2) * widest + (p - (count - 2)) * 2;
+      return {before * Lanes<Scalar>::size, 2};
+    }
+    return {p * widest * Lanes<Scalar>::size,
+            static_cast<int>(std::min<Index>(widest, vectors - p * widest))};
+  }
+};
+
 /// A block of sums in registers: `Rows` broadcast numbers x `Vectors` vectors of lanes.
 template <class Scalar, int Rows, int Vectors>
 struct RegisterTile {
