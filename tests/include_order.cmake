@@ -18,7 +18,7 @@ set(house
     "detail/pack"
     "detail/problem"
     "tensor"
-    "detail/math"
+    "detail/math detail/widen"
     "detail/lanes"
     "detail/key_set detail/svg detail/parallel"
     "detail/check"

@@ -27,6 +27,15 @@ struct Inputs {
   View<const Value, 4> value;
 };
 
+/// Rows of one head as the engine reads them.
+template <class Accumulator>
+struct Copy {
+  Accumulator* data;
+  const void* source = nullptr;  // of which head, where all of it is there
+
+  Copy(Accumulator* d) : data(d) {}
+};
+
 /// Attention of every query to its keys, fused: no more than a tile of scores exists at a time.
 ///
 ///   for each panel of queries (lanes of vectors, packed once)
@@ -58,7 +67,10 @@ class Forward {
         panels_(problem.queries),
         key_in_place_(readable_in_place<Accumulator>(in.key)),
         value_in_place_(readable_in_place<Accumulator>(in.value)),
-        tile_keys_(std::min(tile_keys(), problem.keys)) {}
+        tile_keys_(std::min(tile_keys(), problem.keys)),
+        copied_at_once_(problem.keys * (problem.key_dim + problem.value_dim) <= copied_numbers
+                            ? problem.keys
+                            : tile_keys_) {}
 
   void run(Eigen::ThreadPoolInterface* pool) const {
     parallel_for(pool, problem_.batch * problem_.heads * panels_.count,
@@ -94,8 +106,12 @@ class Forward {
     return std::clamp<Index>(keys, 64, 256) / 12 * 12;
   }
 
+  /// Keys and values that cannot be read in place are copied a head at a time where that is no more
+  /// than this (4 MiB of floats), so that all panels share the copy, and else tile by tile.
+  static constexpr Index copied_numbers = Index(1) << 20;
+
   /// What a thread works in, from its scratch: for 64 features and float lanes of 8 about 140 KiB,
-  /// whatever the number of queries and keys.
+  /// whatever the number of queries and keys, and the copies.
   struct Workspace {
     using Panel = Scorer<Accumulator, typename Score::Similarity>;
 
@@ -103,19 +119,39 @@ class Forward {
         : scratch(Panel::bytes(f.problem_.query_dim, f.problem_.key_dim, widest, f.tile_keys_) +
                   Scratch::bytes<Accumulator>(f.problem_.value_dim * widest) +
                   2 * Scratch::bytes<Accumulator>(f.tile_keys_ * widest) +
-                  Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.key_dim) +
-                  Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.value_dim)),
+                  Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.value_dim) +
+                  Scratch::bytes<Accumulator>(f.copied_keys() * f.problem_.key_dim) +
+                  Scratch::bytes<Accumulator>(f.copied_values() * f.problem_.value_dim)),
           scorer(f.score_.similarity, f.problem_.query_dim, f.problem_.key_dim, widest,
                  f.tile_keys_, scratch),
           output(scratch.take<Accumulator>(f.problem_.value_dim * widest)),
           scores(scratch.take<Accumulator>(f.tile_keys_ * widest)),
           pairs(scratch.take<Accumulator>(f.tile_keys_ * widest)),
-          keys(scratch.take<Accumulator>(f.tile_keys_ * f.problem_.key_dim)),
-          values(scratch.take<Accumulator>(f.tile_keys_ * f.problem_.value_dim)) {}
+          safe_values(scratch.take<Accumulator>(f.tile_keys_ * f.problem_.value_dim)),
+          keys(scratch.take<Accumulator>(f.copied_keys() * f.problem_.key_dim)),
+          values(scratch.take<Accumulator>(f.copied_values() * f.problem_.value_dim)) {}
     Scratch scratch;
     Panel scorer;
-    Accumulator *output, *scores, *pairs, *keys, *values;
+    Accumulator *output, *scores, *pairs, *safe_values;
+    Copy<Accumulator> keys, values;
   };
+  Index copied_keys() const { return key_in_place_ ? 0 : copied_at_once_; }
+  Index copied_values() const { return value_in_place_ ? 0 : copied_at_once_; }
+
+  /// Rows first .. first + count-1 of a head, in place or in the copy.
+  template <class Scalar>
+  Rows<Accumulator> rows(const Slab<const Scalar>& head, Index first, Index count, Index width,
+                         bool in_place, Copy<Accumulator>& copy) const {
+    if (in_place) return rows_of<Accumulator>(head, first, count, width, true, nullptr);
+    if (copied_at_once_ < problem_.keys) {
+      return rows_of(head, first, count, width, false, copy.data);
+    }
+    if (copy.source != head.data) {
+      rows_of(head, 0, problem_.keys, width, false, copy.data);
+      copy.source = head.data;
+    }
+    return {copy.data + first * width, width};
+  }
 
   template <int Vectors>
   EIGEN_DONT_INLINE void attend(Workspace& space, Index batch, Index head, Index first) const {
@@ -138,7 +174,7 @@ class Forward {
 
       alignas(64) Accumulator largest[lanes];
       const ScoreTile<Accumulator, Vectors> tile{space.scores, batch, head, first, count, k, keys};
-      score_tile(space, tile, rows_of(key, k, keys, problem_.key_dim, key_in_place_, space.keys),
+      score_tile(space, tile, rows(key, k, keys, problem_.key_dim, key_in_place_, space.keys),
                  coverage, mask, largest);
       softmax.absorb(space.scores, keys, largest);
       if (dropout_.active()) drop(tile);
@@ -240,22 +276,22 @@ class Forward {
   void add_values(Workspace& space, const ScoreTile<Accumulator, Vectors>& tile, const auto& value,
                   Coverage coverage, const auto& mask, const Accumulator* correction) const {
     const Index width = problem_.value_dim;
-    auto rows = rows_of(value, tile.key, tile.keys, width, value_in_place_, space.values);
+    auto read = rows(value, tile.key, tile.keys, width, value_in_place_, space.values);
     bool unsafe = false;
     if (coverage == Coverage::partial) {
       for (Index j = 0; j < tile.keys && !unsafe; ++j) {
         if (j == mask.clear_begin()) j = mask.clear_end();
-        if (j < tile.keys) unsafe = !all_finite(rows[j], width);
+        if (j < tile.keys) unsafe = !all_finite(read[j], width);
       }
     }
     if (unsafe) {
       for (Index j = 0; j < tile.keys; ++j) {
-        const bool keep = all_finite(rows[j], width);
-        for (Index c = 0; c < width; ++c) space.values[j * width + c] = keep ? rows[j][c] : 0;
+        const bool keep = all_finite(read[j], width);
+        for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
       }
-      rows = {space.values, width};
+      read = {space.safe_values, width};
     }
-    add_product<Vectors>(space.scores, rows, tile.keys, width, correction, space.output);
+    add_product<Vectors>(space.scores, read, tile.keys, width, correction, space.output);
     if (!unsafe) return;
     for (Index j = 0; j < tile.keys; ++j) {
       const auto row = [&](Index c) { return static_cast<Accumulator>(value(tile.key + j, c)); };
@@ -310,7 +346,7 @@ class Forward {
   const View<Accumulator, 3>& log_sum_exp_;  // of nothing where it is not wanted
   Panels<Accumulator> panels_;
   bool key_in_place_, value_in_place_;
-  Index tile_keys_;
+  Index tile_keys_, copied_at_once_;
 };
 
 }  // namespace heed::detail

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "heed/detail/lanes.hpp"
+#include "heed/detail/widen.hpp"
 #include "heed/tensor.hpp"
 
 namespace heed::detail {
@@ -46,11 +47,15 @@ Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count,
   if constexpr (std::is_same_v<Scalar, Accumulator>) {
     if (in_place) return {&x(first, 0), x.row_stride};
   }
+  using L = Lanes<Accumulator>;
   for (Index row = 0; row < count; ++row) {
-    const Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>, 0, Eigen::InnerStride<>> from(
-        &x(first + row, 0), width, Eigen::InnerStride<>(x.column_stride));
-    Eigen::Map<Eigen::Array<Accumulator, Eigen::Dynamic, 1>>(buffer + row * width, width) =
-        from.template cast<Accumulator>();
+    const Scalar* from = &x(first + row, 0);
+    Accumulator* to = buffer + row * width;
+    Index c = 0;
+    if (x.column_stride == 1) {
+      for (; c + L::size <= width; c += L::size) load_widened<Accumulator>(from + c).store(to + c);
+    }
+    for (; c < width; ++c) to[c] = static_cast<Accumulator>(from[c * x.column_stride]);
   }
   return {buffer, width};
 }
@@ -90,11 +95,18 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
   constexpr Index n = Lanes<Accumulator>::size;
   for (Index lane = 0; lane < lanes; lane += n) {
     Index column = 0;
-    if constexpr (std::is_same_v<Scalar, Accumulator>) {
-      if (x.column_stride == 1 && lane + n <= count) {
-        for (; column + n <= columns; column += n) {
-          transpose_square(&x(first + lane, column), x.row_stride, panel + column * lanes + lane,
-                           lanes, factor);
+    if (x.column_stride == 1 && lane + n <= count) {
+      for (; column + n <= columns; column += n) {
+        const Scalar* from = &x(first + lane, column);
+        Accumulator* to = panel + column * lanes + lane;
+        if constexpr (std::is_same_v<Scalar, Accumulator>) {
+          transpose_square(from, x.row_stride, to, lanes, factor);
+        } else {
+          alignas(64) Accumulator square[n * n];
+          for (Index r = 0; r < n; ++r) {
+            load_widened<Accumulator>(from + r * x.row_stride).store(square + r * n);
+          }
+          transpose_square(square, n, to, lanes, factor);
         }
       }
     }
@@ -114,11 +126,19 @@ void unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lan
   constexpr Index n = Lanes<Accumulator>::size;
   for (Index lane = 0; lane < count; lane += n) {
     Index column = 0;
-    if constexpr (std::is_same_v<Scalar, Accumulator>) {
-      if (x.column_stride == 1 && lane + n <= count) {
-        for (; column + n <= columns; column += n) {
-          transpose_square(panel + column * lanes + lane, lanes, &x(first + lane, column),
-                           x.row_stride, Lanes<Accumulator>::load(factor + lane));
+    if (x.column_stride == 1 && lane + n <= count) {
+      for (; column + n <= columns; column += n) {
+        const Accumulator* from = panel + column * lanes + lane;
+        Scalar* to = &x(first + lane, column);
+        const auto scale = Lanes<Accumulator>::load(factor + lane);
+        if constexpr (std::is_same_v<Scalar, Accumulator>) {
+          transpose_square(from, lanes, to, x.row_stride, scale);
+        } else {
+          alignas(64) Accumulator square[n * n];
+          transpose_square(from, lanes, square, n, scale);
+          for (Index r = 0; r < n; ++r) {
+            store_narrowed(Lanes<Accumulator>::load(square + r * n), to + r * x.row_stride);
+          }
         }
       }
     }

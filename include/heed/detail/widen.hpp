@@ -1,0 +1,54 @@
+#pragma once
+
+#include <type_traits>
+
+#include "heed/detail/lanes.hpp"
+
+namespace heed::detail {
+
+/// A vector of numbers that lie in memory as they are or in a narrower type (half, bfloat16).
+template <class Scalar, class Stored>
+EIGEN_ALWAYS_INLINE Lanes<Scalar> load_widened(const Stored* from) {
+  using L = Lanes<Scalar>;
+  using Packet = typename Eigen::internal::packet_traits<Stored>::type;
+  if constexpr (std::is_same_v<Stored, Scalar>) {
+    return L::load(from);
+#if defined(__F16C__)  // which Eigen 3.4 overlooks under g++ and replaces by scalar code
+  } else if constexpr (std::is_same_v<Stored, Eigen::half> && L::size == 8) {
+    return L::of(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#endif
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<Stored, Eigen::half> && L::size == 16) {
+    return L::of(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#endif
+  } else if constexpr (Eigen::internal::type_casting_traits<Stored, Scalar>::VectorizedCast &&
+                       Eigen::internal::unpacket_traits<Packet>::size == L::size) {
+    return L::of(
+        Eigen::internal::pcast<Packet, typename L::Packet>(Eigen::internal::ploadu<Packet>(from)));
+  } else {
+    Scalar wide[L::size];
+    for (Index lane = 0; lane < L::size; ++lane) wide[lane] = static_cast<Scalar>(from[lane]);
+    return L::load(wide);
+  }
+}
+
+/// The inverse, rounding to nearest, ties to even.
+template <class Scalar, class Stored>
+EIGEN_ALWAYS_INLINE void store_narrowed(Lanes<Scalar> lanes, Stored* to) {
+  if constexpr (std::is_same_v<Stored, Scalar>) {
+    lanes.store(to);
+#if defined(__F16C__)
+  } else if constexpr (std::is_same_v<Stored, Eigen::half> && Lanes<Scalar>::size == 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm256_cvtps_ph(lanes.packet, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+  } else {
+    Scalar wide[Lanes<Scalar>::size];
+    lanes.store(wide);
+    for (Index lane = 0; lane < Lanes<Scalar>::size; ++lane) {
+      to[lane] = static_cast<Stored>(wide[lane]);
+    }
+  }
+}
+
+}  // namespace heed::detail
