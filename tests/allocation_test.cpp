@@ -1,0 +1,129 @@
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+#include "score_support.hpp"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define HEED_TEST_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define HEED_TEST_SANITIZED
+#endif
+#endif
+
+// Eigen allocates with malloc and the library with operator new, which glibc's malloc serves: every
+// allocation of the process passes here.
+#if defined(__GLIBC__) && !defined(HEED_TEST_SANITIZED)
+namespace {
+std::atomic<long> allocations{0};
+}
+extern "C" {
+void* __libc_malloc(std::size_t);                 // NOLINT
+void* __libc_calloc(std::size_t, std::size_t);    // NOLINT
+void* __libc_realloc(void*, std::size_t);         // NOLINT
+void* __libc_memalign(std::size_t, std::size_t);  // NOLINT
+void* malloc(std::size_t size) noexcept {
+  ++allocations;
+  return __libc_malloc(size);
+}
+void* calloc(std::size_t count, std::size_t size) noexcept {
+  ++allocations;
+  return __libc_calloc(count, size);
+}
+void* realloc(void* old, std::size_t size) noexcept {
+  ++allocations;
+  return __libc_realloc(old, size);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+  ++allocations;
+  return __libc_memalign(alignment, size);
+}
+int posix_memalign(void** result, std::size_t alignment, std::size_t size) noexcept {
+  ++allocations;
+  *result = __libc_memalign(alignment, size);
+  return *result == nullptr;
+}
+}
+
+namespace heed::test {
+namespace {
+
+template <class F>
+long allocations_of(F f) {
+  const long before = allocations;
+  f();
+  return allocations - before;
+}
+
+TEST(Allocations, TheCounterCounts) {
+  EXPECT_GE(allocations_of([] {
+              Matrix<float> x(30, 30);
+              x.setZero();
+              EXPECT_EQ(x.sum(), 0);
+            }),
+            1);
+  EXPECT_GE(allocations_of([] {
+              std::vector<std::vector<int>> x(3, std::vector<int>(5));
+              EXPECT_EQ(x.size(), 3U);
+            }),
+            1);
+  EXPECT_GE(allocations_of([] {
+              void* p = ::operator new(100, std::align_val_t(64));
+              EXPECT_NE(p, nullptr);
+              ::operator delete(p, std::align_val_t(64));
+            }),
+            1);
+}
+
+template <class Scalar, class Score, class Mask>
+void expect_none(const Score& score, const Mask& mask) {
+  for (const Sizes& sizes : sweep()) {
+    const Inputs in(sizes);
+    const auto q = make<Scalar, 4>(in.query), k = make<Scalar, 4>(in.key),
+               v = make<Scalar, 4>(in.value);
+    Scattered<Scalar> strided(in.key);
+    const auto strided_key = strided.view();
+    Tensor<Scalar, 4> out(sizes.batch, sizes.heads, sizes.queries, sizes.width);
+    attention_into(out, q, k, v, score, mask);
+    EXPECT_EQ(allocations_of([&] { attention_into(out, q, k, v, score, mask); }), 0) << text(sizes);
+    attention_into(out, q, strided_key, v, score, mask);
+    EXPECT_EQ(allocations_of([&] { attention_into(out, q, strided_key, v, score, mask); }), 0)
+        << text(sizes) << " with strides";
+  }
+}
+
+TEST(Allocations, ASecondCallOfTheSameShapeMakesNone) {
+  expect_none<float>(scaled_dot_product(), no_mask());
+  expect_none<double>(scaled_dot_product(), causal());
+  expect_none<Eigen::half>(scaled_dot_product(), sliding_window(20, 5) || prefix(3));
+  expect_none<float>(gaussian(.5) | softcap(3),
+                     mask_if([](Index, Index, Index i, Index j) { return (i + j) % 3 != 0; }));
+  expect_none<float>(triangular(2), causal());
+}
+
+TEST(Allocations, NorWithParametersDropoutAndLengths) {
+  const Inputs in(
+      {.batch = 2, .heads = 4, .key_heads = 2, .queries = 49, .keys = 193, .dim = 9, .width = 7});
+  const auto q = make<float, 4>(in.query), k = make<float, 4>(in.key), v = make<float, 4>(in.value);
+  const auto w = vector_of<float>(9, 4), slopes = vector_of<float>(4, 5);
+  const auto m = make<float, 2>(random({1, 1, 9, 9}, 6)),
+             pairs = make<float, 2>(random({1, 1, 49, 193}, 7));
+  const std::vector<int> lens = {100, 193};
+  Tensor<float, 4> out(2, 4, 49, 7);
+  const auto none = [&](const auto& score) {
+    const auto call = [&] {
+      attention_into(out, q, k, v, score, valid_lens(lens), {.dropout = .2, .seed = 1});
+    };
+    call();
+    EXPECT_EQ(allocations_of(call), 0);
+  };
+  none(additive(w));
+  none(bilinear(m));
+  none(dot_product() | bias(pairs) | alibi(slopes));
+}
+
+}  // namespace
+}  // namespace heed::test
+#endif

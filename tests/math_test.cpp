@@ -1,0 +1,104 @@
+#include "heed/detail/math.hpp"
+
+#include "support.hpp"
+
+namespace heed::test {
+namespace {
+
+template <class Scalar>
+class MathOn : public ::testing::Test {
+ protected:
+  using L = detail::Lanes<Scalar>;
+
+  template <class F>
+  static Scalar one(F f, Scalar x) {
+    std::array<Scalar, static_cast<std::size_t>(L::size)> lanes;
+    f(L(x)).store(lanes.data());
+    return lanes[0];
+  }
+
+  /// The largest error of f against exact, a function of long double, in units in the last place
+  /// of the result, over points of [low, high] that lie as the random numbers fall.
+  template <class F, class Exact>
+  static double worst_ulps(F f, Exact exact, double low, double high) {
+    const Reference points = random({1, 1, 200, 500}, 3);
+    double worst = 0;
+    for (Index n = 0; n < points.size(); ++n) {
+      const auto x = static_cast<Scalar>(low + (high - low) * (points.data()[n] + 1) / 2);
+      const long double truth = exact(static_cast<long double>(x));
+      const auto nearest = static_cast<Scalar>(std::abs(truth));
+      const long double ulp = static_cast<long double>(std::nextafter(
+                                  nearest, std::numeric_limits<Scalar>::infinity())) -
+                              static_cast<long double>(nearest);
+      const long double error = std::abs(static_cast<long double>(one(f, x)) - truth) / ulp;
+      if (!(error <= worst)) worst = static_cast<double>(error);
+    }
+    return worst;
+  }
+};
+using Scalars = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(MathOn, Scalars, );
+
+const auto exp2_of = [](auto x) { return exp2_nonpositive(x); };
+const auto exp_of = [](auto x) { return exp(x); };
+const auto tanh_of = [](auto x) { return tanh(x); };
+
+// Without a fused multiply-add the polynomial rounds twice a step.
+#ifdef EIGEN_VECTORIZE_FMA
+constexpr double exp2_ulps = 1;
+#else
+constexpr double exp2_ulps = 1.5;
+#endif
+
+TYPED_TEST(MathOn, Exp2OfWhatIsNotPositive) {
+  const auto exact = [](long double x) { return std::exp2(x); };
+  const double lowest = std::numeric_limits<TypeParam>::min_exponent;
+  EXPECT_LE(TestFixture::worst_ulps(exp2_of, exact, -1, 0), exp2_ulps);
+  EXPECT_LE(TestFixture::worst_ulps(exp2_of, exact, -20, 0), exp2_ulps);
+  EXPECT_LE(TestFixture::worst_ulps(exp2_of, exact, lowest + 1, 0), exp2_ulps);
+}
+
+TYPED_TEST(MathOn, Exp2AtTheEdges) {
+  const auto infinite = std::numeric_limits<TypeParam>::infinity();
+  const auto f = [](TypeParam x) { return TestFixture::one(exp2_of, x); };
+  EXPECT_EQ(f(0), 1);
+  EXPECT_EQ(f(-1), TypeParam(.5));
+  EXPECT_EQ(f(-20), static_cast<TypeParam>(0x1p-20));
+  EXPECT_EQ(f(-infinite), 0);
+  EXPECT_EQ(f(std::numeric_limits<TypeParam>::lowest()), 0);
+  EXPECT_EQ(f(std::numeric_limits<TypeParam>::min_exponent - 60), 0);
+  EXPECT_TRUE(std::isnan(f(std::numeric_limits<TypeParam>::quiet_NaN())));
+}
+
+TYPED_TEST(MathOn, Exp) {
+  const auto exact = [](long double x) { return std::exp(x); };
+  const double highest = std::log(static_cast<double>(std::numeric_limits<TypeParam>::max()));
+  EXPECT_LE(TestFixture::worst_ulps(exp_of, exact, -1, 1), 2);
+  EXPECT_LE(TestFixture::worst_ulps(exp_of, exact, -highest + 3, highest), 2);
+  const auto infinite = std::numeric_limits<TypeParam>::infinity();
+  const auto f = [](TypeParam x) { return TestFixture::one(exp_of, x); };
+  EXPECT_EQ(f(0), 1);
+  EXPECT_EQ(f(infinite), infinite);
+  EXPECT_EQ(f(static_cast<TypeParam>(highest + 1)), infinite);
+  EXPECT_EQ(f(-infinite), 0);
+  EXPECT_EQ(f(static_cast<TypeParam>(-2 * highest)), 0);
+  EXPECT_TRUE(std::isnan(f(std::numeric_limits<TypeParam>::quiet_NaN())));
+}
+
+TYPED_TEST(MathOn, Tanh) {
+  const auto exact = [](long double x) { return std::tanh(x); };
+  for (const double reach : {1e-20, 1e-4, .1, 1., 4., 30.}) {
+    EXPECT_LE(TestFixture::worst_ulps(tanh_of, exact, -reach, reach), 5) << reach;
+  }
+  const auto infinite = std::numeric_limits<TypeParam>::infinity();
+  const auto f = [](TypeParam x) { return TestFixture::one(tanh_of, x); };
+  EXPECT_EQ(f(0), 0);
+  EXPECT_EQ(f(infinite), 1);
+  EXPECT_EQ(f(-infinite), -1);
+  EXPECT_EQ(f(static_cast<TypeParam>(1e30)), 1);
+  EXPECT_EQ(f(static_cast<TypeParam>(-1e30)), -1);
+  EXPECT_TRUE(std::isnan(f(std::numeric_limits<TypeParam>::quiet_NaN())));
+}
+
+}  // namespace
+}  // namespace heed::test

@@ -1,0 +1,163 @@
+#include "heed/matmul.hpp"
+
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
+#include "support.hpp"
+
+namespace heed::test {
+namespace {
+
+TEST(BatchedMatmul, ByHand) {
+  Matrix<double> a(2, 3), b(3, 2), product(2, 2);
+  a << 1, 2, 3, 4, 5, 6;
+  b << 1, 0, 0, 1, 2, 2;
+  product << 7, 8, 16, 17;
+  const auto result = batched_matmul(a, b);
+  static_assert(std::is_same_v<decltype(result), const Matrix<double>>);
+  EXPECT_TRUE(same(reference(result), reference(product)));
+}
+
+Reference turned(const Reference& x) {
+  return generate({x.dimension(0), x.dimension(1), x.dimension(3), x.dimension(2)},
+                  [&](Index b, Index h, Index i, Index j) { return x(b, h, j, i); });
+}
+
+struct Product {
+  Reference value;
+  double bound;  // c sqrt(k) eps |A| |B|, the largest element
+};
+
+template <class Scalar>
+Product witness(const Reference& a, const Reference& b) {
+  using Real = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+  const Index depth = a.dimension(3);
+  double magnitude = 0, largest = 0;
+  Reference value = generate({a.dimension(0), a.dimension(1), a.dimension(2), b.dimension(3)},
+                             [&](Index n, Index h, Index i, Index j) {
+                               long double sum = 0;
+                               double absolute = 0;
+                               for (Index k = 0; k < depth; ++k) {
+                                 sum += static_cast<long double>(a(n, h, i, k)) *
+                                        static_cast<long double>(b(n, h, k, j));
+                                 absolute += std::abs(a(n, h, i, k) * b(n, h, k, j));
+                               }
+                               magnitude = std::max(magnitude, absolute);
+                               largest = std::max(largest, std::abs(static_cast<double>(sum)));
+                               return static_cast<double>(sum);
+                             });
+  const double eps = epsilon<Real>();
+  const double narrow = std::is_same_v<Scalar, Real> ? 0 : epsilon<Scalar>() / 2;
+  return {std::move(value),
+          2 * std::sqrt(static_cast<double>(depth)) * eps * magnitude + narrow * largest};
+}
+
+template <class Scalar, int Rank, int Order>
+void expect_products(const Shape& left, Index columns) {
+  const Reference a = rounded<Scalar>(random(left, 1));
+  const Reference b = rounded<Scalar>(random({left[0], left[1], left[3], columns}, 2));
+  SCOPED_TRACE(text(left) + " times " + std::to_string(columns) + " columns");
+  const auto [value, bound] = witness<Scalar>(a, b);
+  const auto x = make<Scalar, Rank, Order>(a), y = make<Scalar, Rank, Order>(b);
+  const auto xt = make<Scalar, Rank, Order>(turned(a)), yt = make<Scalar, Rank, Order>(turned(b));
+  EXPECT_TRUE(near(reference(batched_matmul(x, y)), value, bound)) << "A B";
+  EXPECT_TRUE(near(reference(batched_matmul(x, transposed(yt))), value, bound)) << "A B^T";
+  EXPECT_TRUE(near(reference(batched_matmul(transposed(xt), y)), value, bound)) << "A^T B";
+  EXPECT_TRUE(near(reference(batched_matmul(transposed(xt), transposed(yt))), value, bound))
+      << "A^T B^T";
+}
+
+TEST(BatchedMatmul, OfEveryShapeTransposedOrNot) {
+  for (std::size_t n = 0; n < awkward.size(); ++n) {
+    const Index rows = awkward[n], depth = awkward[(3 * n + 5) % awkward.size()];
+    const Index columns = awkward[(7 * n + 11) % awkward.size()];
+    expect_products<float, 4, Eigen::RowMajor>({2, 2, rows, depth}, columns);
+    expect_products<float, 3, Eigen::ColMajor>({3, 1, rows, depth}, columns);
+    expect_products<double, 3, Eigen::RowMajor>({2, 1, rows, depth}, columns);
+    expect_products<double, 2, Eigen::ColMajor>({1, 1, rows, depth}, columns);
+    expect_products<float, 2, Eigen::RowMajor>({1, 1, rows, depth}, columns);
+  }
+  // Deeper and wider than any block that stays in a cache.
+  expect_products<float, 2, Eigen::RowMajor>({1, 1, 300, 1100}, 350);
+  expect_products<double, 2, Eigen::RowMajor>({1, 1, 70, 1500}, 90);
+}
+
+TEST(BatchedMatmul, AccumulatesNarrowNumbersInFloat) {
+  expect_products<Eigen::half, 3, Eigen::RowMajor>({2, 1, 9, 200}, 25);
+  expect_products<Eigen::bfloat16, 4, Eigen::RowMajor>({2, 2, 9, 200}, 25);
+}
+
+// 2048 + 4095/1000: half keeps no single .001 nor .5 beside 2048, where its numbers are 2 apart.
+TEST(BatchedMatmul, LongSumsOfHalfAreNotHeldInHalf) {
+  const Index depth = 4096;
+  Matrix<Eigen::half> a(3, depth), b(depth, 5);
+  a.setConstant(Eigen::half(.001F));
+  a.col(0).setConstant(Eigen::half(2048.F));
+  b.setConstant(Eigen::half(1.F));
+  EXPECT_TRUE(near(reference(batched_matmul(a, b)), constant({1, 1, 3, 5}, 2052), 0));
+}
+
+TEST(BatchedMatmul, OfViewsOfAnyStride) {
+  const Reference a = random({2, 3, 25, 49}, 1), b = random({2, 3, 49, 23}, 2);
+  const auto [value, bound] = witness<float>(a, b);
+  for (const auto& backwards : directions) {
+    Scattered<float> x(a, backwards), y(b, backwards);
+    EXPECT_TRUE(near(reference(batched_matmul(x.view(), y.view())), value, bound));
+  }
+}
+
+TEST(BatchedMatmul, OfNumbersWithoutLanes) {
+  const Reference a = random({2, 1, 5, 7}, 1), b = random({2, 1, 7, 3}, 2);
+  const auto product = batched_matmul(make<long double, 3>(a), make<long double, 3>(b));
+  for_each_index({2, 1, 5, 3}, [&](Index n, Index, Index i, Index j) {
+    long double sum = 0;
+    for (Index k = 0; k < 7; ++k)
+      sum += static_cast<long double>(a(n, 0, i, k)) * static_cast<long double>(b(n, 0, k, j));
+    EXPECT_TRUE(std::abs(product(n, i, j) - sum) <=
+                8 * std::numeric_limits<long double>::epsilon());
+  });
+}
+
+TEST(BatchedMatmul, OfNothing) {
+  EXPECT_EQ(batched_matmul(Matrix<float>(0, 3), Matrix<float>(3, 4)).size(), 0);
+  EXPECT_EQ(batched_matmul(Tensor<float, 3>(0, 2, 3), Tensor<float, 3>(0, 3, 4)).size(), 0);
+  EXPECT_TRUE(same(reference(batched_matmul(Matrix<float>(2, 0), Matrix<float>(0, 4))),
+                   constant({1, 1, 2, 4}, 0)));
+}
+
+TEST(BatchedMatmul, IntoWritesInsideOfAViewAlone) {
+  const Reference a = random({2, 2, 25, 30}, 1), b = random({2, 2, 30, 23}, 2);
+  const auto x = make<float, 4>(a), y = make<float, 4>(b);
+  const Reference expected = reference(batched_matmul(x, y));
+  for (const auto& backwards : directions) {
+    Scattered<float> out(constant({2, 2, 25, 23}, nan), backwards);
+    batched_matmul_into(out.view(), x, y);
+    EXPECT_TRUE(near(reference(out.view()), expected, 1e-5));
+    EXPECT_EQ(out.written(), expected.size());
+  }
+}
+
+TEST(BatchedMatmul, ThreadsChangeNoBit) {
+  const auto a = make<float, 3>(random({2, 1, 300, 50}, 1)),
+             b = make<float, 3>(random({2, 1, 50, 70}, 2));
+  const Reference alone = reference(batched_matmul(a, b));
+  for (const int threads : {1, 2, 3}) {
+    Eigen::ThreadPool pool(threads);
+    Tensor<float, 3> out(2, 300, 70);
+    batched_matmul_into(out, a, b, &pool);
+    EXPECT_TRUE(same(reference(out), alone));
+  }
+}
+
+TEST(BatchedMatmul, RefusesShapesThatDoNotFit) {
+  const auto refused = [](const auto& a, const auto& b, std::initializer_list<std::string> parts) {
+    EXPECT_TRUE(refuses([&] { batched_matmul(a, b); }, {"heed::batched_matmul"}));
+    EXPECT_TRUE(refuses([&] { batched_matmul(a, b); }, parts));
+  };
+  refused(Matrix<float>(2, 13), Matrix<float>(17, 4), {"(2, 13)", "(17, 4)"});
+  refused(Tensor<float, 3>(2, 5, 6), Tensor<float, 3>(3, 6, 4), {"(2, 5, 6)", "(3, 6, 4)"});
+  refused(Tensor<float, 4>(2, 4, 5, 6), Tensor<float, 4>(2, 3, 6, 4),
+          {"(2, 4, 5, 6)", "(2, 3, 6, 4)"});
+}
+
+}  // namespace
+}  // namespace heed::test

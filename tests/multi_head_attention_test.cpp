@@ -1,0 +1,225 @@
+#include "heed/multi_head_attention.hpp"
+
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
+#include "module_support.hpp"
+
+namespace heed::test {
+namespace {
+
+// Two heads of width 1, all projections the identity. Each head attends by its own coordinate:
+// query (ln 3, 0), keys (1, 5) and (0, 7): head 0 has weights 3/4 and 1/4, head 1 a half each.
+TEST(MultiHeadAttention, ByHand) {
+  MultiHeadAttention<double> module({.embed_dim = 2, .num_heads = 2});
+  for (auto* layer : {&module.query_projection, &module.key_projection, &module.value_projection,
+                      &module.output_projection}) {
+    layer->weight.setIdentity();
+  }
+  Tensor<double, 3> query(1, 1, 2), key(1, 2, 2), value(1, 2, 2);
+  query.setValues({{{std::log(3), 0}}});
+  key.setValues({{{1, 5}, {0, 7}}});
+  value.setValues({{{4, 10}, {8, 20}}});
+  const auto [output, weights] = module.forward_with_weights(query, key, value);
+  EXPECT_NEAR(weights(0, 0, 0, 0), .75, 1e-15);
+  EXPECT_NEAR(weights(0, 0, 0, 1), .25, 1e-15);
+  EXPECT_NEAR(weights(0, 1, 0, 0), .5, 1e-15);
+  EXPECT_NEAR(output(0, 0, 0), 5, 1e-14);
+  EXPECT_NEAR(output(0, 0, 1), 15, 1e-14);
+}
+
+struct Case {
+  MultiHeadConfig config;
+  Index batch, queries, keys;
+};
+
+template <class Scalar, class Mask, class Allowed>
+void expect_split_project_attend_merge(const Case& c, const Mask& mask, const Allowed& allowed) {
+  const MultiHeadConfig& f = c.config;
+  SCOPED_TRACE(::testing::Message()
+               << f.embed_dim << " wide, " << f.num_heads << " heads, " << f.num_kv_heads
+               << " key heads, keys " << f.key_dim << " values " << f.value_dim);
+  MultiHeadAttention<Scalar> module(f, 5);
+  const Index key_heads = f.num_kv_heads != 0 ? f.num_kv_heads : f.num_heads;
+  const Index key_dim = f.key_dim != 0 ? f.key_dim : f.embed_dim,
+              value_dim = f.value_dim != 0 ? f.value_dim : f.embed_dim;
+  const Index head_dim = f.embed_dim / f.num_heads;
+  ASSERT_EQ(module.query_projection.weight.rows(), f.embed_dim);
+  ASSERT_EQ(module.query_projection.weight.cols(), f.embed_dim);
+  ASSERT_EQ(module.key_projection.weight.rows(), key_heads * head_dim);
+  ASSERT_EQ(module.key_projection.weight.cols(), key_dim);
+  ASSERT_EQ(module.value_projection.weight.rows(), key_heads * head_dim);
+  ASSERT_EQ(module.value_projection.weight.cols(), value_dim);
+  ASSERT_EQ(module.output_projection.weight.rows(), f.embed_dim);
+  ASSERT_EQ(module.output_projection.weight.cols(), f.embed_dim);
+  for (auto* layer : {&module.query_projection, &module.key_projection, &module.value_projection,
+                      &module.output_projection}) {
+    ASSERT_EQ(layer->bias.size(), f.bias ? layer->weight.rows() : 0);
+    // Biases start from zero; others show a bias that is left out.
+    if (f.bias) layer->bias = vector_of<Scalar>(layer->weight.rows(), 9);
+  }
+  const Reference q = random({c.batch, 1, c.queries, f.embed_dim}, 1),
+                  k = random({c.batch, 1, c.keys, key_dim}, 2);
+  const Reference v = random({c.batch, 1, c.keys, value_dim}, 3);
+  const auto inner = attend<double>(split(projected(module.query_projection, q), f.num_heads),
+                                    split(projected(module.key_projection, k), key_heads),
+                                    split(projected(module.value_projection, v), key_heads),
+                                    scaled_dot(), allowed, [](auto...) { return 1.0; });
+  const Reference expected = projected(module.output_projection, merged(inner.output));
+  // Four sums of products of numbers below 1, one after the other, of embed_dim terms each.
+  const double bound = 8 * std::sqrt(static_cast<double>(f.embed_dim + key_dim + value_dim)) *
+                       static_cast<double>(std::numeric_limits<Scalar>::epsilon()) * 4;
+  const auto query = make<Scalar, 3>(q), key = make<Scalar, 3>(k), value = make<Scalar, 3>(v);
+  const auto output = module(query, key, value, mask);
+  EXPECT_TRUE(near(reference(output), expected, bound));
+  const auto [again, weights] = module.forward_with_weights(query, key, value, mask);
+  EXPECT_TRUE(near(reference(again), expected, bound));
+  EXPECT_TRUE(near(reference(weights), inner.weights, bound));
+  EXPECT_TRUE(same(reference(module.forward(query, key, value, mask).output), reference(output)));
+}
+
+TEST(MultiHeadAttention, IsSplitProjectAttendMerge) {
+  const std::vector<Case> cases = {
+      {{.embed_dim = 16, .num_heads = 4}, 2, 7, 7},
+      {{.embed_dim = 16, .num_heads = 1}, 1, 1, 49},
+      {{.embed_dim = 24, .num_heads = 8, .num_kv_heads = 2}, 2, 26, 50},
+      {{.embed_dim = 24, .num_heads = 6, .num_kv_heads = 1, .bias = true}, 1, 9, 193},
+      {{.embed_dim = 20, .num_heads = 5, .key_dim = 7, .value_dim = 11, .bias = true}, 3, 5, 8},
+      {{.embed_dim = 32,
+        .num_heads = 4,
+        .num_kv_heads = 2,
+        .key_dim = 3,
+        .value_dim = 64,
+        .bias = true},
+       2,
+       25,
+       24}};
+  for (const Case& c : cases) {
+    expect_split_project_attend_merge<float>(c, no_mask(), everything());
+    expect_split_project_attend_merge<double>(c, no_mask(), everything());
+    const auto allowed = [](Index, Index h, Index i, Index j) { return (h + i + j) % 3 != 0; };
+    expect_split_project_attend_merge<float>(c, mask_if(allowed), allowed);
+  }
+}
+
+TEST(MultiHeadAttention, HiddenInputsReachNothing) {
+  MultiHeadAttention<float> module({.embed_dim = 16, .num_heads = 4}, 2);
+  const Reference x = random({2, 1, 30, 16}, 1);
+  const auto padded = [&](double poison) {
+    return make<float, 3>(generate({2, 1, 30, 16}, [&](Index b, Index, Index i, Index d) {
+      return i < (b == 0 ? 20 : 5) ? x(b, 0, i, d) : poison;
+    }));
+  };
+  const auto query = make<float, 3>(x);
+  const auto run = [&](double poison) {
+    const auto keys = padded(poison);
+    return reference(module(query, keys, keys, valid_lens({20, 5})));
+  };
+  const Reference clean = run(0);
+  for (const double poison : {nan, infinity, -infinity})
+    EXPECT_TRUE(same(run(poison), clean)) << poison;
+}
+
+TEST(MultiHeadAttention, AQueryWithoutAKeyGivesTheBiasOfTheOutput) {
+  MultiHeadAttention<double> module({.embed_dim = 8, .num_heads = 2, .bias = true}, 2);
+  module.output_projection.bias = vector_of<double>(8, 4);
+  const auto x = make<double, 3>(random({1, 1, 5, 8}, 1));
+  const auto output = module(x, x, x, valid_lens({0}));
+  for (Index i = 0; i < 5; ++i) {
+    for (Index c = 0; c < 8; ++c) EXPECT_EQ(output(0, i, c), module.output_projection.bias(c));
+  }
+}
+
+TEST(MultiHeadAttention, ThreadsChangeNoBit) {
+  MultiHeadAttention<float> module(
+      {.embed_dim = 32, .num_heads = 4, .num_kv_heads = 2, .bias = true}, 2);
+  const auto x = make<float, 3>(random({2, 1, 70, 32}, 1));
+  const Reference alone = reference(module(x, x, x, causal(), {.dropout = .3, .seed = 4}));
+  for (const int threads : {1, 2, 3}) {
+    Eigen::ThreadPool pool(threads);
+    EXPECT_TRUE(same(
+        reference(module(x, x, x, causal(), {.dropout = .3, .seed = 4, .pool = &pool})), alone));
+  }
+}
+
+TEST(MultiHeadAttention, TakesColumnMajorTensors) {
+  MultiHeadAttention<float> module({.embed_dim = 16, .num_heads = 4}, 2);
+  const Reference x = random({2, 1, 30, 16}, 1);
+  const auto row_major = make<float, 3>(x);
+  const auto column_major = make<float, 3, Eigen::ColMajor>(x);
+  const auto output = module(column_major, column_major, column_major);
+  static_assert(static_cast<int>(std::remove_cvref_t<decltype(output)>::Layout) == Eigen::ColMajor);
+  EXPECT_TRUE(near(reference(output), reference(module(row_major, row_major, row_major)), 1e-6));
+}
+
+TEST(MultiHeadAttention, TakesMatricesWithoutABatch) {
+  MultiHeadAttention<float> module({.embed_dim = 16, .num_heads = 4, .num_kv_heads = 2}, 2);
+  const Reference q = random({1, 1, 9, 16}, 1), k = random({1, 1, 30, 16}, 2);
+  const auto batched = module.forward_with_weights(make<float, 3>(q), make<float, 3>(k),
+                                                   make<float, 3>(k), causal());
+  const auto plain = module.forward_with_weights(make<float, 2>(q), make<float, 2>(k),
+                                                 make<float, 2>(k), causal());
+  EXPECT_TRUE(same(reference(plain.output), reference(batched.output)));
+  ASSERT_EQ(plain.weights.dimension(0), 4) << "heads, queries, keys";
+  for_each_index({1, 4, 9, 30}, [&](Index, Index h, Index i, Index j) {
+    EXPECT_EQ(plain.weights(h, i, j), batched.weights(0, h, i, j));
+  });
+}
+
+TEST(MultiHeadAttention, StartsFromXavierAndItsSeed) {
+  const MultiHeadConfig config{.embed_dim = 48,
+                               .num_heads = 4,
+                               .num_kv_heads = 2,
+                               .key_dim = 20,
+                               .value_dim = 30,
+                               .bias = true};
+  const MultiHeadAttention<float> a(config, 7), b(config, 7), c(config, 8);
+  expect_xavier(a.query_projection.weight);
+  expect_xavier(a.key_projection.weight);
+  expect_xavier(a.value_projection.weight);
+  expect_xavier(a.output_projection.weight);
+  EXPECT_EQ(a.query_projection.weight, b.query_projection.weight);
+  EXPECT_EQ(a.output_projection.weight, b.output_projection.weight);
+  EXPECT_NE(a.query_projection.weight, c.query_projection.weight);
+  EXPECT_NE(a.query_projection.weight, a.output_projection.weight);
+  EXPECT_EQ(a.query_projection.bias, Vector<float>(Vector<float>::Zero(48)));
+}
+
+// The numbers of the Mersenne Twister, computed apart from the standard library.
+TEST(MultiHeadAttention, StartsFromTheSameWeightsOnEveryPlatform) {
+  const MultiHeadAttention<double> module(
+      {.embed_dim = 4, .num_heads = 2, .num_kv_heads = 1, .key_dim = 3, .value_dim = 5}, 7);
+  EXPECT_NEAR(module.query_projection.weight(0, 1), 0.7782125113118723, 1e-15);
+  EXPECT_NEAR(module.query_projection.weight(3, 3), -0.3394730132355927, 1e-15);
+  EXPECT_NEAR(module.key_projection.weight(0, 0), 1.0850642975915623, 1e-15);
+  EXPECT_NEAR(module.key_projection.weight(1, 2), -0.45500520118134574, 1e-15);
+  EXPECT_NEAR(module.value_projection.weight(0, 0), -0.8457899414829827, 1e-15);
+  EXPECT_NEAR(module.value_projection.weight(1, 4), -0.8928379033632072, 1e-15);
+  EXPECT_NEAR(module.output_projection.weight(0, 0), -0.39689671294466733, 1e-15);
+  EXPECT_NEAR(module.output_projection.weight(3, 3), -0.6472931956957454, 1e-15);
+}
+
+TEST(MultiHeadAttention, RefusesWhatDoesNotFit) {
+  EXPECT_TRUE(refuses([] { MultiHeadAttention<float>({.embed_dim = 17, .num_heads = 5}); },
+                      {"heed::MultiHeadAttention", "17", "5"}));
+  EXPECT_TRUE(refuses(
+      [] { MultiHeadAttention<float>({.embed_dim = 24, .num_heads = 8, .num_kv_heads = 3}); },
+      {"heed::MultiHeadAttention", "8", "3"}));
+  EXPECT_TRUE(refuses([] { MultiHeadAttention<float>({.embed_dim = 24, .num_heads = 0}); },
+                      {"heed::MultiHeadAttention", "0"}));
+  EXPECT_TRUE(refuses([] { MultiHeadAttention<float>({.embed_dim = 24, .num_heads = -3}); },
+                      {"heed::MultiHeadAttention", "-3"}));
+  MultiHeadAttention<float> module({.embed_dim = 16, .num_heads = 4});
+  const auto x = make<float, 3>(random({2, 1, 5, 16}, 1)),
+             wide = make<float, 3>(random({2, 1, 5, 17}, 1));
+  const auto other_batch = make<float, 3>(random({3, 1, 5, 16}, 1)),
+             longer = make<float, 3>(random({2, 1, 9, 16}, 1));
+  EXPECT_TRUE(refuses([&] { module(wide, x, x); }, {"heed::", "17", "16"}));
+  EXPECT_TRUE(refuses([&] { module(x, wide, x); }, {"heed::", "17", "16"}));
+  EXPECT_TRUE(refuses([&] { module(x, x, wide); }, {"heed::", "17", "16"}));
+  EXPECT_TRUE(refuses([&] { module(x, other_batch, other_batch); }, {"heed::", "2", "3"}));
+  EXPECT_TRUE(refuses([&] { module(x, x, longer); }, {"heed::", "5", "9"}));
+  EXPECT_TRUE(refuses([&] { module(x, x, x, valid_lens({1, 2, 3})); }, {"heed::", "3", "2"}));
+}
+
+}  // namespace
+}  // namespace heed::test
