@@ -14,6 +14,7 @@
 #include "heed/detail/problem.hpp"
 #include "heed/dropout.hpp"
 #include "heed/mask.hpp"
+#include "heed/modifier.hpp"
 #include "heed/score.hpp"
 #include "heed/tensor.hpp"
 

@@ -369,47 +369,37 @@ auto mask_if(F f) {
   return MaskIf<F>(std::move(f));
 }
 
-template <class A, class B>
-struct AndMask : detail::MaskTag {
-  A a;
-  B b;
-
-  AndMask(A a_in, B b_in) : a(std::move(a_in)), b(std::move(b_in)) {}
-  struct Both : detail::BoundMaskTag {
-    detail::Bound<A> a;
-    detail::Bound<B> b;
-
-    Both(detail::Bound<A> a_in, detail::Bound<B> b_in) : a(std::move(a_in)), b(std::move(b_in)) {}
-    auto row(Index n, Index h, Index i) const {
-      return detail::intersection(a.row(n, h, i), b.row(n, h, i));
-    }
-    bool allows(Index n, Index h, Index i, Index j) const {
-      return a.allows(n, h, i, j) && b.allows(n, h, i, j);
-    }
-  };
-  auto bind(const detail::Problem& problem) const { return Both(a.bind(problem), b.bind(problem)); }
+struct Both {
+  static auto row(const auto& a, const auto& b) { return detail::intersection(a, b); }
+  static bool allows(const auto& a, const auto& b, Index n, Index h, Index i, Index j) {
+    return a.allows(n, h, i, j) && b.allows(n, h, i, j);
+  }
+};
+struct Either {
+  static auto row(const auto& a, const auto& b) { return detail::set_union(a, b); }
+  static bool allows(const auto& a, const auto& b, Index n, Index h, Index i, Index j) {
+    return a.allows(n, h, i, j) || b.allows(n, h, i, j);
+  }
 };
 
-template <class A, class B>
-struct OrMask : detail::MaskTag {
+/// Two masks as one, by `How` of Both and Either.
+template <class A, class B, class How>
+struct CombinedMask : detail::MaskTag {
   A a;
   B b;
 
-  OrMask(A a_in, B b_in) : a(std::move(a_in)), b(std::move(b_in)) {}
-  struct Either : detail::BoundMaskTag {
+  CombinedMask(A a_in, B b_in) : a(std::move(a_in)), b(std::move(b_in)) {}
+  struct Combined : detail::BoundMaskTag {
     detail::Bound<A> a;
     detail::Bound<B> b;
 
-    Either(detail::Bound<A> a_in, detail::Bound<B> b_in) : a(std::move(a_in)), b(std::move(b_in)) {}
-    auto row(Index n, Index h, Index i) const {
-      return detail::set_union(a.row(n, h, i), b.row(n, h, i));
-    }
-    bool allows(Index n, Index h, Index i, Index j) const {
-      return a.allows(n, h, i, j) || b.allows(n, h, i, j);
-    }
+    Combined(detail::Bound<A> a_in, detail::Bound<B> b_in)
+        : a(std::move(a_in)), b(std::move(b_in)) {}
+    auto row(Index n, Index h, Index i) const { return How::row(a.row(n, h, i), b.row(n, h, i)); }
+    bool allows(Index n, Index h, Index i, Index j) const { return How::allows(a, b, n, h, i, j); }
   };
   auto bind(const detail::Problem& problem) const {
-    return Either(a.bind(problem), b.bind(problem));
+    return Combined(a.bind(problem), b.bind(problem));
   }
 };
 
@@ -432,13 +422,13 @@ struct NotMask : detail::MaskTag {
 /// Pairs that both masks allow.
 template <class A, class B>
 requires(detail::Mask<A>&& detail::Mask<B>) auto operator&&(A a, B b) {
-  return AndMask<A, B>(std::move(a), std::move(b));
+  return CombinedMask<A, B, Both>(std::move(a), std::move(b));
 }
 
 /// Pairs that either mask allows.
 template <class A, class B>
 requires(detail::Mask<A>&& detail::Mask<B>) auto operator||(A a, B b) {
-  return OrMask<A, B>(std::move(a), std::move(b));
+  return CombinedMask<A, B, Either>(std::move(a), std::move(b));
 }
 
 /// Pairs that the mask hides.

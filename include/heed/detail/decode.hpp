@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <tuple>
 #include <type_traits>
@@ -14,6 +15,7 @@
 #include "heed/detail/parallel.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/tile.hpp"
+#include "heed/detail/widen.hpp"
 
 namespace heed::detail {
 
@@ -23,24 +25,6 @@ concept FeaturesAlike = !requires(const Similarity& s) {
   s.weight;
 }
 &&!requires(const Similarity& s) { s.width; };
-
-/// A vector of numbers that may be of a narrower type than the sums.
-template <class Accumulator, class Scalar>
-EIGEN_ALWAYS_INLINE Lanes<Accumulator> load_wide(const Scalar* from) {
-  using L = Lanes<Accumulator>;
-  using Packet = typename Eigen::internal::packet_traits<Scalar>::type;
-  if constexpr (std::is_same_v<Scalar, Accumulator>) {
-    return L::load(from);
-  } else if constexpr (Eigen::internal::type_casting_traits<Scalar, Accumulator>::VectorizedCast &&
-                       Eigen::internal::unpacket_traits<Packet>::size == L::size) {
-    return L::of(
-        Eigen::internal::pcast<Packet, typename L::Packet>(Eigen::internal::ploadu<Packet>(from)));
-  } else {
-    Accumulator wide[L::size];
-    for (Index lane = 0; lane < L::size; ++lane) wide[lane] = static_cast<Accumulator>(from[lane]);
-    return L::load(wide);
-  }
-}
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of a vector type as template argument
@@ -93,6 +77,8 @@ class Decode {
   static constexpr Accumulator infinity = std::numeric_limits<Accumulator>::infinity();
   static constexpr Index chunk_keys = 1024;
   static constexpr Index tile_keys = 64;
+  template <class T>
+  static constexpr Index line_of = 64 / static_cast<Index>(sizeof(T));  // of cache
   /// Sums in registers: enough to hide the latency of the multiply-add.
   static constexpr int sums = accumulator_registers / 3 * 2;
   static constexpr int largest_group = static_cast<int>(std::min<Index>(n, 4));
@@ -330,46 +316,62 @@ class Decode {
   template <int Group>
   EIGEN_DONT_INLINE void score(const Accumulator* query, const Rows<Key>& keys, Index count,
                                Accumulator* scores) const {
-    constexpr Index at_once = n / Group;
-    const Index width = problem_.key_dim;
+    constexpr Index at_once = n / Group, together = std::min<Index>(2, at_once);
+    const Index width = problem_.key_dim, whole = width / n * n;
+    const Index ahead = key_in_place_ ? tile_keys * keys.stride : 0;
     const auto& similarity = score_.similarity;
     for (Index j = 0; j < count; j += at_once) {
-      const Key* key[at_once];
-#pragma GCC unroll 16
-      for (Index k = 0; k < at_once; ++k) key[k] = keys[std::min(j + k, count - 1)];
       L sum[n];
 #pragma GCC unroll 16
-      for (L& s : sum) s = L(0);
-      const auto add = [&](Index c, const auto& result) __attribute__((always_inline)) {
-        L q[Group];
+      for (Index k = 0; k < at_once; k += together) {
+        const Key* key[together];
+        L part[together][Group];
 #pragma GCC unroll 16
-        for (int r = 0; r < Group; ++r) q[r] = L::load(query + r * query_stride_ + c);
+        for (Index i = 0; i < together; ++i) {
+          key[i] = keys[std::min(j + k + i, count - 1)];
+          prefetch_row(key[i] + ahead, width);
 #pragma GCC unroll 16
-        for (Index k = 0; k < at_once; ++k) {
-          const L feature = load_wide<Accumulator>(key[k] + c);
+          for (L& s : part[i]) s = L(0);
+        }
+        const auto add = [&](Index c, const auto& result) __attribute__((always_inline)) {
+          L feature[together];
+#pragma GCC unroll 16
+          for (Index i = 0; i < together; ++i) {
+            feature[i] = load_widened<Accumulator>(key[i] + c).pinned();
+          }
 #pragma GCC unroll 16
           for (int r = 0; r < Group; ++r) {
-            L& s = sum[k * Group + r];
-            s = result(s, similarity.step(s, q[r], feature, c));
+            const L q = L::load(query + r * query_stride_ + c).pinned();
+#pragma GCC unroll 16
+            for (Index i = 0; i < together; ++i) {
+              part[i][r] = result(part[i][r], similarity.step(part[i][r], q, feature[i], c));
+            }
           }
+        };
+        for (Index c = 0; c < whole; c += n) {
+          add(c, [](L, L after) __attribute__((always_inline)) { return after; });
         }
-      };
-      Index c = 0;
-      for (; c + n <= width; c += n) {
-        add(
-            c, [](L, L after) __attribute__((always_inline)) { return after; });
-      }
-      if (c < width) {  // only the lanes that have not been added
-        const Index last = std::max<Index>(0, width - n);
-        const L lane = L::counting(last);
-        const auto rest = (lane >= L(c)) & (lane < L(width));
-        add(
-            last, [rest](L before, L after)
-                      __attribute__((always_inline)) { return select(rest, after, before); });
+        if (whole < width) {  // only the lanes that have not been added
+          const Index last = std::max<Index>(0, width - n);
+          const L lane = L::counting(last);
+          const auto rest = (lane >= L(whole)) & (lane < L(width));
+          add(last, [rest](L before, L after)
+                        __attribute__((always_inline)) { return select(rest, after, before); });
+        }
+#pragma GCC unroll 16
+        for (Index i = 0; i < together; ++i) {
+#pragma GCC unroll 16
+          for (int r = 0; r < Group; ++r) sum[(k + i) * Group + r] = part[i][r];
+        }
       }
       similarity.finish(sums_across(sum)).store(scores + j * Group);
     }
     std::fill(scores + count * Group, scores + round_up(count * Group), -infinity);
+  }
+
+  template <class T>
+  EIGEN_ALWAYS_INLINE static void prefetch_row(const T* row, Index width) {
+    for (Index c = 0; c < width; c += line_of<T>) __builtin_prefetch(row + c);
   }
 
   template <int Group>
@@ -449,7 +451,7 @@ class Decode {
     for (Index j = 0; j < count; ++j) {
       for (Index at = 0; at < output_stride_; at += n) {
         zero =
-            fma(load_wide<Accumulator>(values[j] + place(at / n, problem_.value_dim)), L(0), zero);
+            fma(load_widened<Accumulator>(values[j] + place(at / n, problem_.value_dim)), L(0), zero);
       }
     }
     alignas(64) Accumulator lanes[n];
@@ -463,6 +465,7 @@ class Decode {
                                     Index count, const Accumulator* fade,
                                     Accumulator* output) const {
     const Index width = problem_.value_dim;
+    const Index ahead = value_in_place_ ? tile_keys * values.stride : 0;
     for_each_tile<sums / Group>(
         output_stride_ / n, [&]<int Vectors>(Index v) __attribute__((always_inline)) {
           L sum[Group][Vectors];
@@ -477,13 +480,15 @@ class Decode {
           const Index last = place(v + Vectors - 1, width);
           for (Index j = 0; j < count; ++j) {
             const Value* const from = values[j];
+            if (v == 0) prefetch_row(from + ahead, width);
             L weight[Group];
 #pragma GCC unroll 16
             for (int r = 0; r < Group; ++r) weight[r] = L(weights[j * Group + r]);
 #pragma GCC unroll 16
             for (int i = 0; i < Vectors; ++i) {
               const L feature =
-                  load_wide<Accumulator>(from + (i == Vectors - 1 ? last : first + i * n));
+                  load_widened<Accumulator>(from + (i == Vectors - 1 ? last : first + i * n))
+                      .pinned();
 #pragma GCC unroll 16
               for (int r = 0; r < Group; ++r) sum[r][i] = fma(weight[r], feature, sum[r][i]);
             }
@@ -508,7 +513,7 @@ class Decode {
       L sum = L(fade[r]) * L::load(to);
       for (Index j = 0; j < count; ++j) {
         if (!visible(j)) continue;
-        const L feature = load_wide<Accumulator>(values[j] + place(at / n, problem_.value_dim));
+        const L feature = load_widened<Accumulator>(values[j] + place(at / n, problem_.value_dim));
         sum = fma(L(weights[j * Group + r]), feature, sum);
       }
       sum.store(to);
