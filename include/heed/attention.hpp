@@ -57,8 +57,8 @@ Problem check_shapes(const char* function, const std::array<Index, R>& query,
            ", ", b_name, " is ", b);
     }
   };
-  Problem problem{function,     1,          1,           1, query[R - 2], key[R - 2],
-                  query[R - 1], key[R - 1], value[R - 1]};
+  Problem problem{function,     1, 1, 1, query[R - 2], key[R - 2], query[R - 1], key[R - 1],
+                  value[R - 1], R};
   require_equal(R - 2, "their number of keys", "key", key, "value", value);
   if constexpr (R >= 3) {
     require_equal(0, "batch", "query", query, "key", key);
@@ -156,6 +156,19 @@ struct Call {
   }
 };
 
+template <class Q, class K, class V, class S, class M>
+auto attend(const char* function, const Q& q, const K& k, const V& v, const S& score, const M& mask,
+            const AttentionOptions& options) {
+  check_types<Q, K, V, S, M>();
+  const Call<Q, K, V> call(function, q, k, v);
+  decltype(call.make_output()) output;
+  call.run(score, mask, options, [&] {
+    output = call.make_output();
+    return std::pair(rank4(output), View<typename Call<Q, K, V>::Accumulate, 3>{});
+  });
+  return output;
+}
+
 }  // namespace detail
 
 /// Writes attention (see below) into `out`, a tensor, matrix, map, block or View of the output's
@@ -198,15 +211,7 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
 template <class Q, class K, class V, class S = DotProduct, class M = NoMask>
 auto attention(const Q& q, const K& k, const V& v, const S& score = scaled_dot_product(),
                const M& mask = no_mask(), const AttentionOptions& options = {}) {
-  detail::check_types<Q, K, V, S, M>();
-  const detail::Call<Q, K, V> call("attention", q, k, v);
-  decltype(call.make_output()) output;
-  using Accumulate = typename detail::Call<Q, K, V>::Accumulate;
-  call.run(score, mask, options, [&] {
-    output = call.make_output();
-    return std::pair(detail::rank4(output), View<Accumulate, 3>{});
-  });
-  return output;
+  return detail::attend("attention", q, k, v, score, mask, options);
 }
 
 /// Attention together with the log-sum-exp of each query's scores, which merge and the backward
@@ -252,7 +257,8 @@ auto attention_with_weights(const Q& q, const K& k, const V& v,
 template <class Q, class K, class V, class M = NoMask>
 auto scaled_dot_product_attention(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                                   const AttentionOptions& options = {}) {
-  return attention(q, k, v, scaled_dot_product(), mask, options);
+  return detail::attend("scaled_dot_product_attention", q, k, v, scaled_dot_product(), mask,
+                        options);
 }
 
 /// One pass over the union of two disjoint sets of keys, from the passes over each:

@@ -17,7 +17,8 @@ namespace detail {
 inline void check_widths_agree(const Problem& problem, const char* score) {
   if (problem.query_dim != problem.key_dim) {
     fail(problem.function, score, " needs queries and keys of one width, got ", problem.query_dim,
-         " and ", problem.key_dim, " features (last axis)");
+         " and ", problem.key_dim, " features (last axis); query is ", problem.query_shape(),
+         ", key is ", problem.key_shape());
   }
 }
 
@@ -133,7 +134,9 @@ struct Gaussian : detail::ScoreTag {
     detail::check_widths_agree(problem, "the gaussian score");
     const auto w = static_cast<Accumulator>(width);
     const auto finish = [c = Accumulator(w * w * Accumulator(-0.5 * unit))](const auto& squares) {
-      return squares * std::remove_cvref_t<decltype(squares)>(c);
+      // A T at once: expressions of some number types refer to their operands.
+      using T = std::remove_cvref_t<decltype(squares)>;
+      return T(squares * T(c));
     };
     return detail::DistanceSimilarity<Accumulator, decltype(finish)>{Accumulator(1.0), finish};
   }
@@ -167,7 +170,8 @@ struct GaussianByFeature : detail::ScoreTag {
     detail::check_widths_agree(problem, "the gaussian score");
     if (w.shape[0] != problem.key_dim) {
       detail::fail(problem.function, "the gaussian score has ", w.shape[0], " widths for ",
-                   problem.key_dim, " features (last axis of query and key)");
+                   problem.key_dim, " features (last axis of query and key); query is ",
+                   problem.query_shape(), ", key is ", problem.key_shape());
     }
     return Similarity<Accumulator, typename decltype(w)::Scalar>{Accumulator(1.0),
                                                                  Accumulator(-0.5 * unit), w};
@@ -258,7 +262,9 @@ struct Bilinear : detail::ScoreTag {
     using Number = typename decltype(m)::Scalar;
     if (m.shape[0] != problem.query_dim || m.shape[1] != problem.key_dim) {
       detail::fail(problem.function, "the bilinear score has a matrix of shape ", m.shape, " for ",
-                   problem.query_dim, " query and ", problem.key_dim, " key features (last axes)");
+                   problem.query_dim, " query and ", problem.key_dim,
+                   " key features (last axes); query is ", problem.query_shape(), ", key is ",
+                   problem.key_shape());
     }
     return Similarity<Accumulator, Number>{{Accumulator(unit)}, m};
   }

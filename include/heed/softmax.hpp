@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <initializer_list>
 #include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "heed/detail/math.hpp"
 #include "heed/detail/parallel.hpp"

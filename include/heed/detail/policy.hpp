@@ -28,7 +28,8 @@ concept Modifier = std::derived_from<std::remove_cvref_t<T>, ModifierTag>;
 
 /// A vector of parameters: std::vector, Eigen vector or tensor of rank 1.
 template <class T>
-auto parameter_view(const T& kept) {
+requires(EigenDense<T> || EigenTensorLike<T> || is_view<T> ||
+         requires { typename T::value_type; }) auto parameter_view(const T& kept) {
   if constexpr (EigenDense<T>) {
     static_assert(T::IsVectorAtCompileTime, "heed: expected a vector");
     using Number = typename T::Scalar;

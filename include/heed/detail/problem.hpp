@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <utility>
 
 #include "heed/detail/check.hpp"
@@ -17,8 +18,18 @@ struct Problem {
   const char* function;  // the public function that the user called, for messages
   Index batch, heads, kv_heads, queries, keys;
   Index query_dim, key_dim, value_dim;
+  std::size_t rank = 4;  // of the user's tensors
 
   std::array<Index, 4> score_shape() const { return {batch, heads, queries, keys}; }
+  std::string query_shape() const { return user_shape({batch, heads, queries, query_dim}); }
+  std::string key_shape() const { return user_shape({batch, kv_heads, keys, key_dim}); }
+
+ private:
+  std::string user_shape(const std::array<Index, 4>& shape) const {
+    if (rank == 2) return text(std::array<Index, 2>{shape[2], shape[3]});
+    if (rank == 3) return text(std::array<Index, 3>{shape[0], shape[2], shape[3]});
+    return text(shape);
+  }
 };
 
 /// A tensor of rank 2 (queries, keys), 3 (batch in front) or 4 (batch, heads, queries, keys) over
