@@ -128,7 +128,7 @@ inline std::vector<std::string> heatmap_panel_names(const HeatmapCells& cells,
   std::vector<std::string> names;
   for (Index b = 0; b < cells.batches; ++b) {
     for (Index h = 0; h < cells.heads; ++h) {
-      std::string name = cells.batches > 1 ? "batch " + std::to_string(b) : "";
+      std::string name = cells.batches > 1 ? joined({"batch ", std::to_string(b)}) : "";
       if (cells.heads > 1) name += (name.empty() ? "head " : ", head ") + std::to_string(h);
       names.push_back(name);
     }
@@ -287,7 +287,7 @@ class HeatmapPainter {
     std::map<int, std::string> paths;
     for (Index r = 0; r < cell_rows; ++r) {
       const Index row = r * cells_.row_block;
-      const std::string start = " " + std::to_string(row) + "h";
+      const std::string start = joined({" ", std::to_string(row), "h"});
       const std::string tall = std::to_string(std::min(cells_.row_block, cells_.rows - row));
       for (Index c = 0, end = 0; c < cell_columns; c = end) {
         const int level = level_of(mean(r, c));
@@ -296,7 +296,7 @@ class HeatmapPainter {
         const std::string wide =
             std::to_string(std::min(end * cells_.column_block, cells_.columns) - column);
         paths[level] +=
-            "M" + std::to_string(column) + start + wide + "v" + tall + "h-" + wide + "z";
+            joined({"M", std::to_string(column), start, wide, "v", tall, "h-", wide, "z"});
       }
     }
     out_ << "<g shape-rendering=\"crispEdges\" transform=\"translate(" << x << ' ' << y
@@ -365,7 +365,7 @@ class HeatmapPainter {
     }
   }
 
-  static std::string fill(const Color& color) { return "fill=\"" + hex(color) + "\""; }
+  static std::string fill(const Color& color) { return joined({"fill=\"", hex(color), "\""}); }
 
   static std::string tick(const std::vector<std::string>& names, Index i) {
     return names.empty() ? std::to_string(i) : names[static_cast<std::size_t>(i)];

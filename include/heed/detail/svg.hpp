@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <ios>
 #include <locale>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace heed {
@@ -33,6 +35,13 @@ inline ColorMap viridis_colors() {
 }
 
 namespace detail {
+
+/// The parts in one string. (g++ 12 warns, wrongly, of overlapping copies in "text" + std::string.)
+inline std::string joined(std::initializer_list<std::string_view> parts) {
+  std::string whole;
+  for (std::string_view part : parts) whole += part;
+  return whole;
+}
 
 /// The colour at a position from 0 to 1 of the map.
 inline Color color_at(const ColorMap& map, double position) {
