@@ -11,7 +11,7 @@ set(house
     "linear"
     "attention softmax matmul"
     "score modifier mask dropout"
-    "detail/forward detail/backward detail/materialised"
+    "detail/forward detail/decode detail/backward detail/materialised"
     "detail/additive_scorer detail/masking detail/modify detail/online_softmax"
     "detail/scorer"
     "detail/tile"

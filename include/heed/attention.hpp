@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "heed/detail/check.hpp"
+#include "heed/detail/decode.hpp"
 #include "heed/detail/forward.hpp"
 #include "heed/detail/materialised.hpp"
 #include "heed/detail/problem.hpp"
@@ -146,6 +147,11 @@ struct Call {
                   [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
                     const auto [out, log_sum_exp] = make();
                     if constexpr (fused) {
+                      if constexpr (FeaturesAlike<decltype(bound_score.similarity)>) {
+                        const Decode few(problem, in, bound_score, bound_mask, dropout, out,
+                                         log_sum_exp);
+                        if (few.suits()) return few.run(options.pool);
+                      }
                       Forward(problem, in, bound_score, bound_mask, dropout, out, log_sum_exp)
                           .run(options.pool);
                     } else {
