@@ -102,7 +102,7 @@ inline constexpr bool dependent_false = false;
 /// has rank 2. A View stays as it is. Refused at compile time: what has no elements in memory, as
 /// the expression `2 * a`.
 template <class T>
-auto view(T&& x) {
+EIGEN_ALWAYS_INLINE auto view(T&& x) {
   using Plain = std::remove_cvref_t<T>;
   if constexpr (detail::is_view<Plain>) {
     return Plain(x);
@@ -123,6 +123,7 @@ auto view(T&& x) {
     using Scalar = std::remove_pointer_t<decltype(x.data())>;
     View<Scalar, rank> result{x.data(), {}, {}};
     Index stride = 1;
+#pragma GCC unroll 4
     for (int step = 0; step < rank; ++step) {
       const bool row_major = detail::storage_order<Plain>() == Eigen::RowMajor;
       const auto axis = static_cast<std::size_t>(row_major ? rank - 1 - step : step);
@@ -199,10 +200,11 @@ auto result_view(T& x) {
 /// (batch, seq, dim) become (batch, heads, seq, dim) for Kept = 2, and (queries) and
 /// (batch, queries) become (batch, heads, queries) for Kept = 1.
 template <int Target, int Kept, class Scalar, int Rank>
-View<Scalar, Target> expand(const View<Scalar, Rank>& x) {
+EIGEN_ALWAYS_INLINE View<Scalar, Target> expand(const View<Scalar, Rank>& x) {
   static_assert(Rank >= Kept && Rank <= Target);
   View<Scalar, Target> result{x.data, {}, {}};
   result.shape.fill(1);
+#pragma GCC unroll 4
   for (int axis = 0; axis < Rank; ++axis) {
     const int leading = Rank - Kept;
     const auto to = static_cast<std::size_t>(axis < leading ? axis : axis + Target - Rank);
@@ -214,7 +216,7 @@ View<Scalar, Target> expand(const View<Scalar, Rank>& x) {
 
 /// (batch, heads, seq, dim) of a tensor of rank 2 to 4.
 template <class T>
-auto rank4(T& x) {
+EIGEN_ALWAYS_INLINE auto rank4(T& x) {
   static_assert(ViewOf<T>::Rank >= 2, "heed: tensors have a rank from 2 to 4");
   return expand<4, 2>(view(x));
 }

@@ -53,8 +53,9 @@ auto broadcast_pairs(const Problem& problem, const char* what, const T& tensor) 
 
 /// Addresses of the lowest and the highest element.
 template <class T>
-std::pair<std::intptr_t, std::intptr_t> extent(const View<T, 4>& x) {
+EIGEN_ALWAYS_INLINE std::pair<std::intptr_t, std::intptr_t> extent(const View<T, 4>& x) {
   auto low = reinterpret_cast<std::intptr_t>(x.data), high = low;
+#pragma GCC unroll 4
   for (std::size_t axis = 0; axis < 4; ++axis) {
     const Index reach = (x.shape[axis] - 1) * x.strides[axis] * static_cast<Index>(sizeof(T));
     (reach < 0 ? low : high) += reach;
@@ -84,12 +85,12 @@ bool begins_within(const View<A, 4>& a, const View<B, 4>& b) {
 }
 
 template <class Out, class In>
-void check_not_aliased(const char* function, const View<Out, 4>& out, const View<In, 4>& in,
-                       const char* name) {
-  if (out.size() == 0 || in.size() == 0) return;
+EIGEN_ALWAYS_INLINE void check_not_aliased(const char* function, const View<Out, 4>& out,
+                                           const View<In, 4>& in, const char* name) {
   const auto [out_first, out_last] = extent(out);
   const auto [in_first, in_last] = extent(in);
   if (out_last < in_first || in_last < out_first) return;
+  if (out.size() == 0 || in.size() == 0) return;
   if (begins_within(out, in) || begins_within(in, out)) {
     fail(function, "the output shares elements with ", name, "; output ", out.shape, ", ", name,
          " ", in.shape, " (batch, heads, seq, dim)");

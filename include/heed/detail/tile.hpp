@@ -83,12 +83,19 @@ template <int Vectors>
 inline constexpr int tile_rows = accumulator_registers / Vectors;
 
 /// Calls body.template operator()<Rows>(first) for blocks that cover 0 .. count-1: whole tiles
-/// first, then lower ones, in steps that leave few sums idle (12, 8, 4, 2, 1).
+/// first, then lower ones, in steps that leave few sums idle (12, 8, 4, 2, 1). A tile and a
+/// remainder that two of the next height cover as well (12 + 4, 6 + 2) become these, as the few
+/// sums of the remainder would wait for each other.
 template <int Rows, class Body>
 EIGEN_ALWAYS_INLINE void for_each_tile(Index count, const Body& body, Index first = 0) {
-  for (; first + Rows <= count; first += Rows) body.template operator()<Rows>(first);
-  if constexpr (Rows > 1) {
+  if constexpr (Rows == 1) {
+    for (; first < count; ++first) body.template operator()<1>(first);
+  } else {
     constexpr int lower = Rows > 4 ? std::max(4, Rows * 2 / 3 / 4 * 4) : Rows / 2;
+    while (first + Rows <= count && (2 * lower <= Rows || count - first != 2 * lower)) {
+      body.template operator()<Rows>(first);
+      first += Rows;
+    }
     if (first < count) for_each_tile<lower>(count, body, first);
   }
 }
