@@ -64,7 +64,7 @@ class Forward {
         dropout_(dropout),
         out_(out),
         log_sum_exp_(log_sum_exp),
-        panels_(problem.queries),
+        panels_(problem.queries, panel_width(problem.queries)),
         key_in_place_(readable_in_place<Accumulator>(in.key)),
         value_in_place_(readable_in_place<Accumulator>(in.value)),
         tile_keys_(std::min(tile_keys(), problem.keys)),
@@ -95,6 +95,13 @@ class Forward {
   }
 
  private:
+  /// A panel computes what any of its queries sees. Where few queries see different keys, as under
+  /// a causal mask, narrower panels save more of that than their lower register tiles cost.
+  static Index panel_width(Index queries) {
+    return HidesNothing<BoundMask> || queries > narrow_queries ? 3 : 2;
+  }
+  static constexpr Index narrow_queries = 256;
+
   /// Keys of a tile: as many as leave the scores in the first-level cache beside the packed queries
   /// and the output panel (192 for 64 features, 24 float lanes and 32 KiB), within 64 .. 256 and a
   /// whole number of register tiles.
@@ -277,16 +284,12 @@ class Forward {
                   Coverage coverage, const auto& mask, const Accumulator* correction) const {
     const Index width = problem_.value_dim;
     auto read = rows(value, tile.key, tile.keys, width, value_in_place_, space.values);
-    bool unsafe = false;
-    if (coverage == Coverage::partial) {
-      for (Index j = 0; j < tile.keys && !unsafe; ++j) {
-        if (j == mask.clear_begin()) j = mask.clear_end();
-        if (j < tile.keys) unsafe = !all_finite(read[j], width);
-      }
-    }
+    const bool unsafe =
+        coverage == Coverage::partial && !(all_finite(read, 0, mask.clear_begin(), width) &&
+                                           all_finite(read, mask.clear_end(), tile.keys, width));
     if (unsafe) {
       for (Index j = 0; j < tile.keys; ++j) {
-        const bool keep = all_finite(read[j], width);
+        const bool keep = all_finite(read, j, j + 1, width);
         for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
       }
       read = {space.safe_values, width};
@@ -307,16 +310,20 @@ class Forward {
     }
   }
 
-  static bool all_finite(const Accumulator* row, Index width) {
-    L zero(0);
-    Index c = 0;
-    for (; c + L::size <= width; c += L::size) zero = fma(L::load(row + c), L(0), zero);
-    alignas(64) Accumulator lanes[L::size];
-    zero.store(lanes);
+  static bool all_finite(const Rows<Accumulator>& rows, Index first, Index last, Index width) {
+    // Infinity and NaN times 0 are NaN.
+    L zeros(0);
     Accumulator sum = 0;
-    for (Index lane = 0; lane < L::size; ++lane) sum += lanes[lane];
-    for (; c < width; ++c) sum += row[c] * 0;
-    return sum == 0;  // infinity and NaN times 0 are NaN
+    for (Index j = first; j < last; ++j) {
+      const Accumulator* row = rows[j];
+      Index c = 0;
+      for (; c + L::size <= width; c += L::size) zeros = fma(L::load(row + c), L(0), zeros);
+      for (; c < width; ++c) sum += row[c] * 0;
+    }
+    alignas(64) Accumulator lanes[L::size];
+    zeros.store(lanes);
+    for (const Accumulator lane : lanes) sum += lane;
+    return sum == 0;
   }
 
   template <int Vectors>

@@ -54,8 +54,8 @@ struct OnlineSoftmax {
       fade.store(correction + at);
       total[v] = fade * L::load(sum + at);
     }
-    // Six vectors at a time, the number that fits the registers with what they are added to.
-    for_each_tile<6 / Vectors>(
+    // Three or four vectors at a time: enough to fill the units, and they stay in registers.
+    for_each_tile<4 / Vectors>(
         count, [&]<int Keys>(Index key) __attribute__((always_inline)) {
           L weight[Keys * Vectors];
           Scalar* at = scores + key * lanes;

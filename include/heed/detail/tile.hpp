@@ -13,24 +13,23 @@ namespace heed::detail {
 template <class Scalar>
 struct Panels {
   static constexpr int widest = 3;
-  Index vectors, count;
+  Index vectors, width, count;
 
-  explicit Panels(Index lanes)
+  /// In panels of `width` vectors, 2 or 3.
+  explicit Panels(Index lanes, Index panel_width = widest)
       : vectors((lanes + Lanes<Scalar>::size - 1) / Lanes<Scalar>::size),
-        count((vectors + widest - 1) / widest) {}
+        width(panel_width),
+        count((vectors + width - 1) / width) {}
 
   struct Panel {
     Index first;  // lane
     int vectors;
   };
   Panel operator[](Index p) const {
-    const bool two_twos = vectors % widest == 1 && count >= 2;
-    if (two_twos && p >= count - 2) {
-      const Index before = (count - 2) * widest + (p - (count - 2)) * 2;
-      return {before * Lanes<Scalar>::size, 2};
-    }
-    return {p * widest * Lanes<Scalar>::size,
-            static_cast<int>(std::min<Index>(widest, vectors - p * widest))};
+    const Index twos = width == 3 && vectors % 3 == 1 && count >= 2 ? count - 2 : count;
+    if (p > twos) return {(3 * twos + 2) * Lanes<Scalar>::size, 2};
+    return {p * width * Lanes<Scalar>::size,
+            static_cast<int>(std::min(p == twos ? 2 : width, vectors - p * width))};
   }
 };
 
