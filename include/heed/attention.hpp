@@ -1,31 +1,16 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdint>
 #include <limits>
 #include <type_traits>
 #include <utility>
 
+#include "heed/detail/call.hpp"
 #include "heed/detail/check.hpp"
-#include "heed/detail/decode.hpp"
-#include "heed/detail/forward.hpp"
-#include "heed/detail/materialised.hpp"
-#include "heed/detail/problem.hpp"
-#include "heed/dropout.hpp"
-#include "heed/mask.hpp"
-#include "heed/modifier.hpp"
-#include "heed/score.hpp"
 #include "heed/tensor.hpp"
 
 namespace heed {
-
-struct AttentionOptions {
-  double dropout = 0;      ///< probability that a weight is dropped, in [0, 1)
-  std::uint64_t seed = 0;  ///< of the dropout; the same seed drops the same weights
-  Eigen::ThreadPoolInterface* pool = nullptr;  ///< null: the calling thread alone
-};
 
 template <class Output, class Weights>
 struct WeightedAttention {
@@ -40,127 +25,14 @@ struct AttentionPass {
       log_sum_exp;  ///< (..., queries): log of the sum over keys of e^score; -infinity if none
 };
 
-namespace detail {
-
-template <class T>
-inline constexpr bool is_tensor_argument = is_view<T> || EigenDense<T> || EigenTensorLike<T>;
-
-/// The shapes of a call, or std::invalid_argument with the axis and both shapes.
-template <std::size_t R>
-Problem check_shapes(const char* function, const std::array<Index, R>& query,
-                     const std::array<Index, R>& key, const std::array<Index, R>& value) {
-  const auto require_equal = [&](std::size_t axis, const char* axis_name, const char* a_name,
-                                 const std::array<Index, R>& a, const char* b_name,
-                                 const std::array<Index, R>& b) {
-    if (a[axis] != b[axis]) {
-      fail(function, a_name, " and ", b_name, " differ in ", axis_name, " (axis ",
-           static_cast<Index>(axis), "): ", a[axis], " and ", b[axis], "; ", a_name, " is ", a,
-           ", ", b_name, " is ", b);
-    }
-  };
-  Problem problem{function,     1, 1, 1, query[R - 2], key[R - 2], query[R - 1], key[R - 1],
-                  value[R - 1], R};
-  require_equal(R - 2, "their number of keys", "key", key, "value", value);
-  if constexpr (R >= 3) {
-    require_equal(0, "batch", "query", query, "key", key);
-    require_equal(0, "batch", "query", query, "value", value);
-    problem.batch = query[0];
-  }
-  if constexpr (R == 4) {
-    require_equal(1, "heads", "key", key, "value", value);
-    problem.heads = query[1];
-    problem.kv_heads = key[1];
-    const bool divides =
-        problem.kv_heads > 0 ? problem.heads % problem.kv_heads == 0 : problem.heads == 0;
-    if (!divides) {
-      fail(function, problem.kv_heads, " key heads do not divide ", problem.heads,
-           " query heads (axis 1); query is ", query, ", key is ", key);
-    }
-  }
-  return problem;
-}
-
-template <class Q, class K, class V, class S, class M>
-constexpr void check_types() {
-  static_assert(is_tensor_argument<Q> && is_tensor_argument<K> && is_tensor_argument<V>,
-                "heed: query, key and value are Eigen tensors, matrices or heed::Views");
-  static_assert(rank_of<Q> >= 2 && rank_of<Q> <= 4, "heed: query has a rank from 2 to 4");
-  static_assert(rank_of<Q> == rank_of<K> && rank_of<K> == rank_of<V>,
-                "heed: query, key and value have one rank");
-  static_assert(Score<S>,
-                "heed: the argument after value is a score, such as scaled_dot_product(); a mask "
-                "comes after the score");
-  static_assert(Mask<M>,
-                "heed: the argument after the score is a mask, such as causal() or no_mask()");
-  using Accumulate = Accumulator<ScalarOf<Q>>;
-  static_assert(std::is_same_v<Accumulate, Accumulator<ScalarOf<K>>> &&
-                    std::is_same_v<Accumulate, Accumulator<ScalarOf<V>>>,
-                "heed: query, key and value are of one number type (half, bfloat16 and float mix)");
-}
-
-/// One call of attention: its tensors as rank 4, checked, with score, mask and dropout made for it.
-template <class Q, class K, class V>
-struct Call {
-  using Accumulate = Accumulator<ScalarOf<Q>>;
-  static constexpr std::size_t rank = rank_of<Q>;
-  Inputs<ScalarOf<Q>, ScalarOf<K>, ScalarOf<V>> in;
-  std::array<Index, rank> query_shape;
-  Problem problem;
-
-  Call(const char* function, const Q& q, const K& k, const V& v)
-      : in{rank4(q), rank4(k), rank4(v)},
-        query_shape(view(q).shape),
-        problem(check_shapes(function, view(q).shape, view(k).shape, view(v).shape)) {}
-
-  std::array<Index, rank> output_shape() const {
-    auto shape = query_shape;
-    shape[rank - 1] = problem.value_dim;
-    return shape;
-  }
-  std::array<Index, rank> weights_shape() const {
-    auto shape = query_shape;
-    shape[rank - 1] = problem.keys;
-    return shape;
-  }
-  auto make_output() const { return make_result<ScalarOf<Q>, Q>(output_shape()); }
-  auto make_log_sum_exp() const {
-    std::array<Index, rank - 1> shape;
-    std::copy_n(query_shape.begin(), rank - 1, shape.begin());
-    return make_result<Accumulate, Q>(shape);
-  }
-
-  /// Binds the policies, which is where they are checked, then calls body(score, mask, dropout).
-  template <class S, class M, class Body>
-  void with_policies(const S& score, const M& mask, const AttentionOptions& options, double unit,
-                     const Body& body) const {
-    const auto bound_score = bind_score<Accumulate>(score, problem, unit);
-    const auto bound_mask = mask.bind(problem);
-    const Dropout dropout(problem.function, options.dropout, options.seed);
-    body(bound_score, bound_mask, dropout);
-  }
-
-  /// `make` gives where to write, (output, log-sum-exp) as rank 4 and 3, once all is checked.
-  template <class S, class M, class Make>
-  void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
-    constexpr bool fused = Laned<Accumulate>;
-    with_policies(score, mask, options, fused ? log2_e : 1.0,
-                  [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
-                    const auto [out, log_sum_exp] = make();
-                    if constexpr (fused) {
-                      if constexpr (FeaturesAlike<decltype(bound_score.similarity)>) {
-                        const Decode few(problem, in, bound_score, bound_mask, dropout, out,
-                                         log_sum_exp);
-                        if (few.suits()) return few.run(options.pool);
-                      }
-                      Forward(problem, in, bound_score, bound_mask, dropout, out, log_sum_exp)
-                          .run(options.pool);
-                    } else {
-                      materialised(problem, in, bound_score, bound_mask, dropout, options.pool, out,
-                                   View<Accumulate, 4>{}, log_sum_exp);
-                    }
-                  });
-  }
+template <class Query, class Key, class Value>
+struct AttentionGradients {
+  Query query;
+  Key key;
+  Value value;
 };
+
+namespace detail {
 
 template <class Q, class K, class V, class S, class M>
 auto attend(const char* function, const Q& q, const K& k, const V& v, const S& score, const M& mask,
@@ -257,6 +129,108 @@ auto attention_with_weights(const Q& q, const K& k, const V& v,
                                             detail::rank4(result.weights), View<Accumulate, 3>{});
                      });
   return result;
+}
+
+namespace detail {
+
+/// The pass and the gradient of its output as the engines take them; both checked.
+template <class Call, class Pass, class G>
+auto pass_views(const Call& call, const Pass& pass, const G& grad_output) {
+  static_assert(
+      is_tensor_argument<G> && is_tensor_argument<std::remove_cvref_t<decltype(pass.output)>>,
+      "heed: pass.output and grad_output are Eigen tensors, matrices or heed::Views");
+  const auto output = view(pass.output);
+  const auto log_sum_exp = result_view(pass.log_sum_exp);
+  const auto grad = view(grad_output);
+  static_assert(decltype(output)::Rank == Call::rank && decltype(grad)::Rank == Call::rank,
+                "heed: pass.output and grad_output have the rank of the query");
+  static_assert(decltype(log_sum_exp)::Rank + 1 == Call::rank,
+                "heed: pass.log_sum_exp has the rank of the query less one");
+  call.check_pass(output, log_sum_exp, grad);
+  return PassViews<typename decltype(output)::Scalar, typename decltype(log_sum_exp)::Scalar,
+                   typename decltype(grad)::Scalar>{expand<4, 2>(output), expand<3, 1>(log_sum_exp),
+                                                    expand<4, 2>(grad)};
+}
+
+}  // namespace detail
+
+/// Writes the gradients (see attention_backward) into `gradients`, an AttentionGradients of
+/// writable tensors, maps, blocks or Views of the inputs' shapes, which share no elements with one
+/// another or with what is read. A second call of one shape allocates nothing.
+template <class Gradients, class Q, class K, class V, class Pass, class G, class S = DotProduct,
+          class M = NoMask>
+void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, const V& v,
+                             const Pass& pass, const G& grad_output,
+                             const S& score = scaled_dot_product(), const M& mask = no_mask(),
+                             const AttentionOptions& options = {}) {
+  constexpr const char* function = "attention_backward_into";
+  detail::check_types<Q, K, V, S, M>();
+  const detail::Call<Q, K, V> call(function, q, k, v);
+  const auto views = detail::pass_views(call, pass, grad_output);
+  const auto target = [&](auto& gradient, const auto& input, const char* name) {
+    const auto to = view(gradient);
+    using Element = std::remove_pointer_t<decltype(to.data)>;
+    static_assert(!std::is_const_v<Element>, "heed: a gradient cannot be written to");
+    static_assert(decltype(to)::Rank == detail::Call<Q, K, V>::rank,
+                  "heed: the gradients have the rank of the inputs");
+    if (to.shape != view(input).shape) {
+      detail::fail(function, "gradients.", name, " has shape ", to.shape, ", but ", name, " has ",
+                   view(input).shape);
+    }
+    return detail::expand<4, 2>(to);
+  };
+  const auto dq = target(gradients.query, q, "query");
+  const auto dk = target(gradients.key, k, "key");
+  const auto dv = target(gradients.value, v, "value");
+  call.run_backward(views, score, mask, options, [&](const auto& inputs) {
+    const auto check = [&](const auto& out, const char* name) {
+      inputs([&](const auto& x, const char* x_name) {
+        detail::check_not_aliased(function, out, x, x_name, name);
+      });
+    };
+    check(dq, "gradients.query");
+    check(dk, "gradients.key");
+    check(dv, "gradients.value");
+    detail::check_not_aliased(function, dq, dk, "gradients.key", "gradients.query");
+    detail::check_not_aliased(function, dq, dv, "gradients.value", "gradients.query");
+    detail::check_not_aliased(function, dk, dv, "gradients.value", "gradients.key");
+    return detail::GradientViews<typename decltype(dq)::Scalar, typename decltype(dk)::Scalar,
+                                 typename decltype(dv)::Scalar>{dq, dk, dv};
+  });
+}
+
+/// The gradients of a number that depends on attention's output, given its gradient by the output:
+///
+///   pass         what attention_forward gave for the same arguments
+///   grad_output  (..., queries, value_dim)
+///   -> {query, key, value}, each of the shape and the number type of its input
+///
+/// Probabilities are computed again from log_sum_exp; no queries x keys matrix is held. To
+/// parameters that were given with a place for their gradient, as in additive(w, dw), the gradient
+/// is added there. Dropout drops what it dropped in the pass, given the same options. A query that
+/// no key is allowed to gets 0 and gives nothing; what a mask hides never matters. The result is
+/// the same for any number of threads. Throws std::invalid_argument for shapes that do not fit and
+/// for gradients that share elements with what is read, before anything is written.
+/// (Dao et al., "FlashAttention", 2022, appendix B.)
+template <class Q, class K, class V, class Pass, class G, class S = DotProduct, class M = NoMask>
+auto attention_backward(const Q& q, const K& k, const V& v, const Pass& pass, const G& grad_output,
+                        const S& score = scaled_dot_product(), const M& mask = no_mask(),
+                        const AttentionOptions& options = {}) {
+  detail::check_types<Q, K, V, S, M>();
+  const detail::Call<Q, K, V> call("attention_backward", q, k, v);
+  const auto views = detail::pass_views(call, pass, grad_output);
+  const auto like = [](const auto& x) {
+    using T = std::remove_cvref_t<decltype(x)>;
+    return detail::make_result<detail::ScalarOf<T>, T>(view(x).shape);
+  };
+  AttentionGradients<decltype(like(q)), decltype(like(k)), decltype(like(v))> gradients;
+  call.run_backward(views, score, mask, options, [&](const auto&) {
+    gradients = {like(q), like(k), like(v)};
+    return detail::GradientViews<detail::ScalarOf<Q>, detail::ScalarOf<K>, detail::ScalarOf<V>>{
+        detail::rank4(gradients.query), detail::rank4(gradients.key),
+        detail::rank4(gradients.value)};
+  });
+  return gradients;
 }
 
 /// softmax(q k^T / sqrt(dim)) v over the pairs that the mask allows.

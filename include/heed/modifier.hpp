@@ -42,6 +42,13 @@ struct Softcap : detail::ModifierTag {
     EIGEN_ALWAYS_INLINE L lanes(L s, Index, Index, L, Index) const {
       return apply(s);
     }
+    template <class T>
+    EIGEN_ALWAYS_INLINE detail::Dual<T, 1> differentiate(const T& s, Index, Index, const auto&,
+                                                         Index) const {
+      using std::tanh;
+      const T t(tanh(T(s * T(inverse))));
+      return {T(T(cap) * t), {T(T(Accumulator(1.0)) - T(t * t))}};
+    }
   };
   template <class Accumulator>
   auto bind(const detail::Problem&) const {
@@ -56,14 +63,19 @@ inline Softcap softcap(double cap) {
   return Softcap(cap);
 }
 
-template <class Kept>
+template <class Kept, class KeptGradient = detail::NoGradient>
 struct Alibi : detail::ModifierTag {
   Kept slopes;
+  KeptGradient gradient;
 
-  explicit Alibi(Kept s) : slopes(std::forward<Kept>(s)) {}
-  template <class Accumulator, class Number>
+  Alibi(Kept s, KeptGradient ds) : slopes(std::forward<Kept>(s)), gradient(ds) {}
+  template <class Accumulator, class Number, class Gradient>
   struct Bound {
+    static constexpr bool shifts = true;
+    static constexpr const char* parameter_name = "the slopes of alibi";
     View<const Number, 1> slopes;
+    Gradient gradient;
+    const auto& parameters() const { return slopes; }
     Accumulator operator()(const Accumulator& s, Index, Index h, Index i, Index j) const {
       return s + Accumulator(slopes(h)) * Accumulator(static_cast<double>(j - i));
     }
@@ -75,11 +87,13 @@ struct Alibi : detail::ModifierTag {
   template <class Accumulator>
   auto bind(const detail::Problem& problem) const {
     const auto view = detail::parameter_view(slopes);
+    const auto ds = detail::gradient_view<1>(gradient);
     if (view.shape[0] != problem.heads) {
       detail::fail(problem.function, "alibi has ", view.shape[0], " slopes for ", problem.heads,
                    " query heads; the scores are ", problem.score_shape());
     }
-    return Bound<Accumulator, typename decltype(view)::Scalar>{view};
+    return Bound<Accumulator, typename decltype(view)::Scalar, std::remove_const_t<decltype(ds)>>{
+        view, ds};
   }
 };
 
@@ -87,20 +101,33 @@ struct Alibi : detail::ModifierTag {
 /// long", 2022). slopes: one for each query head; they must outlive the modifier unless temporary.
 template <class Slopes>
 auto alibi(Slopes&& slopes) {
-  return Alibi<detail::Kept<Slopes&&>>(std::forward<Slopes>(slopes));
+  return Alibi<detail::Kept<Slopes&&>>(std::forward<Slopes>(slopes), {});
+}
+/// attention_backward adds the gradient of the slopes to dslopes, a vector of their length that
+/// outlives the modifier, or a View.
+template <class Slopes, class Gradient>
+auto alibi(Slopes&& slopes, Gradient&& dslopes) {
+  detail::check_gradient_type<Gradient&&>();
+  return Alibi<detail::Kept<Slopes&&>, detail::KeptGradient<Gradient&&>>(
+      std::forward<Slopes>(slopes), dslopes);
 }
 inline auto alibi(std::initializer_list<double> slopes) {
   return alibi(std::vector<double>(slopes));
 }
 
-template <class Kept>
+template <class Kept, class KeptGradient = detail::NoGradient>
 struct Bias : detail::ModifierTag {
   Kept tensor;
+  KeptGradient gradient;
 
-  explicit Bias(Kept t) : tensor(std::forward<Kept>(t)) {}
-  template <class Accumulator, class Number>
+  Bias(Kept t, KeptGradient dt) : tensor(std::forward<Kept>(t)), gradient(dt) {}
+  template <class Accumulator, class Number, class Gradient>
   struct Bound {
+    static constexpr bool shifts = true;
+    static constexpr const char* parameter_name = "the tensor of bias";
     View<const Number, 4> added;  // an axis that repeats has stride 0
+    Gradient gradient;            // likewise
+    const auto& parameters() const { return added; }
     Accumulator operator()(const Accumulator& s, Index b, Index h, Index i, Index j) const {
       return s + Accumulator(added(b, h, i, j));
     }
@@ -108,7 +135,17 @@ struct Bias : detail::ModifierTag {
   template <class Accumulator>
   auto bind(const detail::Problem& problem) const {
     const auto view = detail::broadcast_pairs(problem, "bias", tensor);
-    return Bound<Accumulator, typename decltype(view)::Scalar>{view};
+    using Number = typename decltype(view)::Scalar;
+    if constexpr (std::is_same_v<KeptGradient, detail::NoGradient>) {
+      return Bound<Accumulator, Number, KeptGradient>{view, {}};
+    } else {
+      constexpr int rank = detail::rank_of<std::remove_reference_t<Kept>>;
+      auto dt = detail::expand<4, 2>(detail::gradient_view<rank>(gradient));
+      for (std::size_t axis = 0; axis < 4; ++axis) {
+        if (dt.shape[axis] == 1) dt.strides[axis] = 0;
+      }
+      return Bound<Accumulator, Number, decltype(dt)>{view, dt};
+    }
   }
 };
 
@@ -121,7 +158,17 @@ auto bias(T&& tensor) {
       "heed: bias takes numbers; a tensor of bool (true = may attend) belongs in allow()");
   static_assert(detail::rank_of<std::remove_reference_t<T>> >= 2,
                 "heed: bias takes a tensor of rank 2 to 4");
-  return Bias<detail::Kept<T&&>>(std::forward<T>(tensor));
+  return Bias<detail::Kept<T&&>>(std::forward<T>(tensor), {});
+}
+/// attention_backward adds the gradient of the tensor to dtensor, of its shape, summed over the
+/// axes that are repeated; it outlives the modifier or is a View.
+template <class T, class Gradient>
+auto bias(T&& tensor, Gradient&& dtensor) {
+  detail::check_gradient_type<Gradient&&>();
+  static_assert(detail::rank_of<std::remove_reference_t<T>> >= 2,
+                "heed: bias takes a tensor of rank 2 to 4");
+  return Bias<detail::Kept<T&&>, detail::KeptGradient<Gradient&&>>(std::forward<T>(tensor),
+                                                                   dtensor);
 }
 
 template <class F>
@@ -139,6 +186,23 @@ struct ScoreMod : detail::ModifierTag {
     requires std::is_invocable_v<const F&, L, Index, Index, L, Index> EIGEN_ALWAYS_INLINE L
     lanes(L s, Index b, Index h, L i, Index j)
     const { return L(function(s, b, h, i, j)); }
+
+    template <class L>
+    requires(detail::is_lanes<L>&&
+                 std::is_invocable_v<const F&, detail::Dual<L, 1>, Index, Index, L, Index>)
+        EIGEN_ALWAYS_INLINE detail::Dual<L, 1> differentiate(L s, Index b, Index h, L i, Index j)
+    const {
+      using D = detail::Dual<L, 1>;
+      return D(function(D::variable(s, 0), b, h, i, j));
+    }
+    detail::Dual<Accumulator, 1> differentiate(const Accumulator& s, Index b, Index h, Index i,
+                                               Index j) const {
+      using D = detail::Dual<Accumulator, 1>;
+      static_assert(std::is_invocable_v<const F&, D, Index, Index, Index, Index>,
+                    "heed: attention_backward differentiates a score_mod by calling it on dual "
+                    "numbers: its first parameter must be auto");
+      return D(function(D::variable(s, 0), b, h, i, j));
+    }
   };
   template <class Accumulator>
   auto bind(const detail::Problem&) const {
@@ -150,6 +214,8 @@ struct ScoreMod : detail::ModifierTag {
 /// is called for one score at a time; where it takes all its arguments as `auto` it runs on vectors
 /// of numbers, as described at pairwise, and `query` is then a vector of whole numbers. It is
 /// called from several threads at once where a pool is given, also for pairs that the mask hides.
+/// attention_backward wants the score to be `auto`, and runs f on numbers that carry their
+/// derivative.
 template <class F>
 auto score_mod(F f) {
   return ScoreMod<F>(std::move(f));

@@ -2,8 +2,10 @@
 
 #include <concepts>
 #include <cstddef>
+#include <tuple>
 #include <type_traits>
 
+#include "heed/detail/dual.hpp"
 #include "heed/detail/math.hpp"
 #include "heed/tensor.hpp"
 
@@ -16,9 +18,18 @@ namespace heed::detail {
 ///   finish(sum)           the score
 ///   one_instruction       whether a step is a single multiply-add
 /// A similarity may also have `transform`, a matrix M (query_dim, key_dim): then q stands for q M.
+/// For the backward pass, unless the score is a product (one_instruction):
+///   slopes(q, k, w)       derivatives of a feature's term, where w is parameter(h), if there is
+///                         one for each feature, and else 0
+///   finish_slope(sum)     derivative of the score by the sum
+///   width_slope(sum)      derivative of the score by the parameter that all features share, if any
+///   flat                  declared where the score has no slope anywhere
+///   gradient              View to which the gradient of parameters() is added, or NoGradient
 struct ScoreTag {};
 /// Base of what changes a score. `bind<Accumulator>(problem)` gives a function of
 /// (score, batch, head, query, key), and may give `lanes`, the same on Lanes of queries.
+/// For the backward pass either `shifts` is declared (the derivative by the score is 1), or
+/// differentiate(score, batch, head, query, key) gives a Dual, on numbers and maybe on Lanes.
 struct ModifierTag {};
 
 template <class T>
@@ -28,20 +39,85 @@ concept Modifier = std::derived_from<std::remove_cvref_t<T>, ModifierTag>;
 
 /// A vector of parameters: std::vector, Eigen vector or tensor of rank 1.
 template <class T>
-requires(EigenDense<T> || EigenTensorLike<T> || is_view<T> ||
-         requires { typename T::value_type; }) auto parameter_view(const T& kept) {
-  if constexpr (EigenDense<T>) {
-    static_assert(T::IsVectorAtCompileTime, "heed: expected a vector");
-    using Number = typename T::Scalar;
-    return View<const Number, 1>{kept.data(), {kept.size()}, {kept.innerStride()}};
-  } else if constexpr (EigenTensorLike<T> || is_view<T>) {
-    using Number = typename decltype(view(kept))::Scalar;
-    return View<const Number, 1>(view(kept));
+requires(EigenDense<std::remove_const_t<T>> || EigenTensorLike<std::remove_const_t<T>> ||
+         is_view<std::remove_const_t<T>> ||
+         requires { typename T::value_type; }) auto parameter_view(T& kept) {
+  using Plain = std::remove_const_t<T>;
+  if constexpr (EigenTensorLike<Plain> || is_view<Plain>) {
+    return view(kept);
   } else {
-    using Number = typename T::value_type;
-    return View<const Number, 1>{kept.data(), {static_cast<Index>(kept.size())}, {1}};
+    using Element = std::remove_pointer_t<decltype(kept.data())>;
+    Index stride = 1;
+    if constexpr (EigenDense<Plain>) {
+      static_assert(Plain::IsVectorAtCompileTime, "heed: expected a vector");
+      stride = kept.innerStride();
+    }
+    return View<Element, 1>{kept.data(), {static_cast<Index>(kept.size())}, {stride}};
   }
 }
+
+/// In place of the gradient of a parameter that is not trained.
+struct NoGradient {};
+
+/// How a policy keeps where a gradient is added: a View by value, anything else is referred to and
+/// must outlive the policy.
+template <class T>
+using KeptGradient = std::conditional_t<is_view<std::remove_cvref_t<T>>, std::remove_cvref_t<T>,
+                                        std::remove_reference_t<T>&>;
+
+template <class T>
+constexpr void check_gradient_type() {
+  using Plain = std::remove_cvref_t<T>;
+  static_assert(is_view<Plain> || std::is_lvalue_reference_v<T>,
+                "heed: the gradient of a parameter is added to a tensor, vector or number that "
+                "outlives the score, or to a View");
+  static_assert(is_view<Plain> || !std::is_const_v<std::remove_reference_t<T>>,
+                "heed: the gradient of a parameter cannot be written to");
+}
+
+/// The gradient as a View of `Rank`: of a number, of a vector of parameters, or of a tensor.
+template <int Rank, class T>
+auto gradient_view(T& kept) {
+  using Plain = std::remove_const_t<T>;
+  if constexpr (std::is_same_v<Plain, NoGradient>) {
+    return NoGradient{};
+  } else {
+    const auto result = [&kept] {
+      if constexpr (Rank == 1) {
+        if constexpr (requires { parameter_view(kept); }) {
+          return parameter_view(kept);
+        } else {
+          return View<T, 1>{&kept, {1}, {1}};
+        }
+      } else {
+        return view(kept);
+      }
+    }();
+    using Element = std::remove_pointer_t<decltype(result.data)>;
+    static_assert(!std::is_const_v<Element>,
+                  "heed: the gradient of a parameter cannot be written to");
+    static_assert(std::remove_const_t<decltype(result)>::Rank == Rank,
+                  "heed: the gradient of a parameter has the rank of the parameter");
+    return result;
+  }
+}
+
+/// A bound similarity or modifier whose parameters are trained.
+template <class T>
+concept Trained = requires(const T& x) {
+  x.gradient.data;
+};
+template <class Modifiers>
+inline constexpr bool any_trained = false;
+template <class... Modifiers>
+inline constexpr bool any_trained<std::tuple<Modifiers...>> = (Trained<Modifiers> || ...);
+
+/// The derivatives of a feature's term of a score by the query's feature, the key's, and the
+/// parameter that belongs to the feature.
+template <class T>
+struct Slopes {
+  T query, key, parameter;
+};
 
 template <class T>
 EIGEN_ALWAYS_INLINE T multiply_add(const T& a, const T& b, const T& c) {

@@ -32,6 +32,22 @@ struct Problem {
   }
 };
 
+/// What the backward pass is given beside the inputs, as (batch, heads, queries[, value_dim]).
+template <class Output, class LogSumExp, class GradOutput>
+struct PassViews {
+  View<const Output, 4> output;
+  View<const LogSumExp, 3> log_sum_exp;
+  View<const GradOutput, 4> grad_output;
+};
+
+/// Where the backward pass writes, each as its input.
+template <class Query, class Key, class Value>
+struct GradientViews {
+  View<Query, 4> query;
+  View<Key, 4> key;
+  View<Value, 4> value;
+};
+
 /// A tensor of rank 2 (queries, keys), 3 (batch in front) or 4 (batch, heads, queries, keys) over
 /// the scores; an axis of extent 1 gets stride 0.
 template <class T>
@@ -86,14 +102,15 @@ bool begins_within(const View<A, 4>& a, const View<B, 4>& b) {
 
 template <class Out, class In>
 EIGEN_ALWAYS_INLINE void check_not_aliased(const char* function, const View<Out, 4>& out,
-                                           const View<In, 4>& in, const char* name) {
+                                           const View<In, 4>& in, const char* name,
+                                           const char* out_name = "the output") {
   const auto [out_first, out_last] = extent(out);
   const auto [in_first, in_last] = extent(in);
   if (out_last < in_first || in_last < out_first) return;
   if (out.size() == 0 || in.size() == 0) return;
   if (begins_within(out, in) || begins_within(in, out)) {
-    fail(function, "the output shares elements with ", name, "; output ", out.shape, ", ", name,
-         " ", in.shape, " (batch, heads, seq, dim)");
+    fail(function, out_name, " shares elements with ", name, "; ", out_name, " ", out.shape, ", ",
+         name, " ", in.shape, " (batch, heads, seq, dim)");
   }
 }
 

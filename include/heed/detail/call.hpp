@@ -1,0 +1,223 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "heed/detail/check.hpp"
+#include "heed/detail/decode.hpp"
+#include "heed/detail/forward.hpp"
+#include "heed/detail/materialised.hpp"
+#include "heed/detail/materialised_backward.hpp"
+#include "heed/detail/problem.hpp"
+#include "heed/dropout.hpp"
+#include "heed/mask.hpp"
+#include "heed/modifier.hpp"
+#include "heed/score.hpp"
+#include "heed/tensor.hpp"
+
+namespace heed {
+
+struct AttentionOptions {
+  double dropout = 0;      ///< probability that a weight is dropped, in [0, 1)
+  std::uint64_t seed = 0;  ///< of the dropout; the same seed drops the same weights
+  Eigen::ThreadPoolInterface* pool = nullptr;  ///< null: the calling thread alone
+};
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_tensor_argument = is_view<T> || EigenDense<T> || EigenTensorLike<T>;
+
+/// The shapes of a call, or std::invalid_argument with the axis and both shapes.
+template <std::size_t R>
+Problem check_shapes(const char* function, const std::array<Index, R>& query,
+                     const std::array<Index, R>& key, const std::array<Index, R>& value) {
+  const auto require_equal = [&](std::size_t axis, const char* axis_name, const char* a_name,
+                                 const std::array<Index, R>& a, const char* b_name,
+                                 const std::array<Index, R>& b) {
+    if (a[axis] != b[axis]) {
+      fail(function, a_name, " and ", b_name, " differ in ", axis_name, " (axis ",
+           static_cast<Index>(axis), "): ", a[axis], " and ", b[axis], "; ", a_name, " is ", a,
+           ", ", b_name, " is ", b);
+    }
+  };
+  Problem problem{function,     1, 1, 1, query[R - 2], key[R - 2], query[R - 1], key[R - 1],
+                  value[R - 1], R};
+  require_equal(R - 2, "their number of keys", "key", key, "value", value);
+  if constexpr (R >= 3) {
+    require_equal(0, "batch", "query", query, "key", key);
+    require_equal(0, "batch", "query", query, "value", value);
+    problem.batch = query[0];
+  }
+  if constexpr (R == 4) {
+    require_equal(1, "heads", "key", key, "value", value);
+    problem.heads = query[1];
+    problem.kv_heads = key[1];
+    const bool divides =
+        problem.kv_heads > 0 ? problem.heads % problem.kv_heads == 0 : problem.heads == 0;
+    if (!divides) {
+      fail(function, problem.kv_heads, " key heads do not divide ", problem.heads,
+           " query heads (axis 1); query is ", query, ", key is ", key);
+    }
+  }
+  return problem;
+}
+
+template <class Q, class K, class V, class S, class M>
+constexpr void check_types() {
+  static_assert(is_tensor_argument<Q> && is_tensor_argument<K> && is_tensor_argument<V>,
+                "heed: query, key and value are Eigen tensors, matrices or heed::Views");
+  static_assert(rank_of<Q> >= 2 && rank_of<Q> <= 4, "heed: query has a rank from 2 to 4");
+  static_assert(rank_of<Q> == rank_of<K> && rank_of<K> == rank_of<V>,
+                "heed: query, key and value have one rank");
+  static_assert(Score<S>,
+                "heed: the argument after value is a score, such as scaled_dot_product(); a mask "
+                "comes after the score");
+  static_assert(Mask<M>,
+                "heed: the argument after the score is a mask, such as causal() or no_mask()");
+  using Accumulate = Accumulator<ScalarOf<Q>>;
+  static_assert(std::is_same_v<Accumulate, Accumulator<ScalarOf<K>>> &&
+                    std::is_same_v<Accumulate, Accumulator<ScalarOf<V>>>,
+                "heed: query, key and value are of one number type (half, bfloat16 and float mix)");
+}
+
+/// A vector of parameters, or a tensor of them, as rank 4.
+template <class Element, int Rank>
+View<Element, 4> spread(const View<Element, Rank>& x) {
+  return expand<4, (Rank < 2 ? Rank : 2)>(x);
+}
+
+/// Refuses a gradient of another shape than its parameters, or that shares elements with them or
+/// with what `others(check)` hands to check(view, name).
+template <class Bound, class Others>
+void check_trained(const char* function, const Bound& bound, const Others& others) {
+  if constexpr (Trained<Bound>) {
+    const auto& parameters = bound.parameters();
+    if (bound.gradient.shape != parameters.shape) {
+      fail(function, "the gradient of ", bound.parameter_name, " has shape ", bound.gradient.shape,
+           ", but the parameter has shape ", parameters.shape);
+    }
+    const auto check = [&](const auto& x, const char* name) {
+      check_not_aliased(function, spread(bound.gradient), x, name, "the gradient of a parameter");
+    };
+    check(spread(parameters), bound.parameter_name);
+    others(check);
+  }
+}
+
+/// One call of attention: its tensors as rank 4, checked, with score, mask and dropout made for it.
+template <class Q, class K, class V>
+struct Call {
+  using Accumulate = Accumulator<ScalarOf<Q>>;
+  static constexpr std::size_t rank = rank_of<Q>;
+  Inputs<ScalarOf<Q>, ScalarOf<K>, ScalarOf<V>> in;
+  std::array<Index, rank> query_shape;
+  Problem problem;
+
+  Call(const char* function, const Q& q, const K& k, const V& v)
+      : in{rank4(q), rank4(k), rank4(v)},
+        query_shape(view(q).shape),
+        problem(check_shapes(function, view(q).shape, view(k).shape, view(v).shape)) {}
+
+  std::array<Index, rank> output_shape() const {
+    auto shape = query_shape;
+    shape[rank - 1] = problem.value_dim;
+    return shape;
+  }
+  std::array<Index, rank> weights_shape() const {
+    auto shape = query_shape;
+    shape[rank - 1] = problem.keys;
+    return shape;
+  }
+  auto make_output() const { return make_result<ScalarOf<Q>, Q>(output_shape()); }
+  auto make_log_sum_exp() const {
+    std::array<Index, rank - 1> shape;
+    std::copy_n(query_shape.begin(), rank - 1, shape.begin());
+    return make_result<Accumulate, Q>(shape);
+  }
+
+  /// Binds the policies, which is where they are checked, then calls body(score, mask, dropout).
+  template <class S, class M, class Body>
+  void with_policies(const S& score, const M& mask, const AttentionOptions& options, double unit,
+                     const Body& body) const {
+    const auto bound_score = bind_score<Accumulate>(score, problem, unit);
+    const auto bound_mask = mask.bind(problem);
+    const Dropout dropout(problem.function, options.dropout, options.seed);
+    body(bound_score, bound_mask, dropout);
+  }
+
+  /// Refuses a pass that does not fit the inputs, and a gradient of the output that does not.
+  template <class Output, class LogSumExp, class GradOutput>
+  void check_pass(const Output& output, const LogSumExp& log_sum_exp,
+                  const GradOutput& grad_output) const {
+    std::array<Index, rank - 1> rows;
+    std::copy_n(query_shape.begin(), rank - 1, rows.begin());
+    const auto require = [&](const char* what, const auto& shape, const auto& expected,
+                             const char* hint) {
+      if (shape != expected) {
+        fail(problem.function, what, " has shape ", shape, ", but these inputs give ", expected,
+             hint);
+      }
+    };
+    require("pass.output", output.shape, output_shape(), "; is the pass from other inputs?");
+    require("pass.log_sum_exp", log_sum_exp.shape, rows, "; is the pass from other inputs?");
+    require("grad_output", grad_output.shape, output_shape(), "");
+  }
+
+  /// `make` gives where the gradients go, once all is checked.
+  template <class Pass, class S, class M, class Make>
+  void run_backward(const Pass& pass, const S& score, const M& mask,
+                    const AttentionOptions& options, const Make& make) const {
+    with_policies(score, mask, options, 1.0,
+                  [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
+                    const auto inputs = [&](const auto& check) {
+                      check(in.query, "query");
+                      check(in.key, "key");
+                      check(in.value, "value");
+                      check(pass.output, "pass.output");
+                      check(pass.grad_output, "grad_output");
+                    };
+                    check_trained(problem.function, bound_score.similarity, inputs);
+                    std::apply(
+                        [&](const auto&... modifier) {
+                          (check_trained(problem.function, modifier, inputs), ...);
+                        },
+                        bound_score.modifiers);
+                    const auto gradients = make(inputs);
+                    MaterialisedBackward<Accumulate, decltype(in), Pass,
+                                         std::remove_cvref_t<decltype(bound_score)>,
+                                         std::remove_cvref_t<decltype(bound_mask)>, Dropout,
+                                         std::remove_const_t<decltype(gradients)>>(
+                        problem, in, pass, bound_score, bound_mask, dropout, gradients)
+                        .run(options.pool);
+                  });
+  }
+
+  /// `make` gives where to write, (output, log-sum-exp) as rank 4 and 3, once all is checked.
+  template <class S, class M, class Make>
+  void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
+    constexpr bool fused = Laned<Accumulate>;
+    with_policies(score, mask, options, fused ? log2_e : 1.0,
+                  [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
+                    const auto [out, log_sum_exp] = make();
+                    if constexpr (fused) {
+                      if constexpr (FeaturesAlike<decltype(bound_score.similarity)>) {
+                        const Decode few(problem, in, bound_score, bound_mask, dropout, out,
+                                         log_sum_exp);
+                        if (few.suits()) return few.run(options.pool);
+                      }
+                      Forward(problem, in, bound_score, bound_mask, dropout, out, log_sum_exp)
+                          .run(options.pool);
+                    } else {
+                      materialised(problem, in, bound_score, bound_mask, dropout, options.pool, out,
+                                   View<Accumulate, 4>{}, log_sum_exp);
+                    }
+                  });
+  }
+};
+
+}  // namespace detail
+}  // namespace heed
