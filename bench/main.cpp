@@ -87,7 +87,7 @@ std::string verdict(const Case& c, std::map<std::string, double> reached) {
       break;
     case Measure::eigen:
       value = reached["over_eigen"];
-      text = format("%.0fx", goal.value) + " Eigen";
+      text = format("%.3gx", goal.value) + " Eigen";
       break;
     case Measure::base:
       value = reached["over_base"];

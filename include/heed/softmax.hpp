@@ -1,52 +1,123 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <initializer_list>
+#include <iterator>
 #include <limits>
 #include <type_traits>
 #include <vector>
 
 #include "heed/detail/math.hpp"
-#include "heed/detail/parallel.hpp"
 #include "heed/detail/problem.hpp"
+#include "heed/detail/widen.hpp"
 #include "heed/mask.hpp"
 #include "heed/tensor.hpp"
 
 namespace heed {
 namespace detail {
 
-/// Softmax of a row in place. Entries of -infinity get 0; a row of nothing else, or of nothing,
-/// becomes zeros.
-template <class Scalar>
-void softmax_row(Scalar* row, Index count) {
-  using std::exp;
-  const Scalar infinity(std::numeric_limits<double>::infinity()), zero(0.0);
-  Scalar largest = -infinity;
-  for (Index j = 0; j < count; ++j) {
-    if (row[j] > largest) largest = row[j];
-  }
-  const Scalar shift = largest > -infinity ? largest : zero;
-  Scalar sum = zero;
-  Index j = 0;
-  if constexpr (Laned<Scalar>) {
-    using L = Lanes<Scalar>;
-    L sums(0);
-    for (; j + L::size <= count; j += L::size) {
-      const L weight = exp2_nonpositive((L::load(row + j) - L(shift)) * L(log2_e));
-      weight.store(row + j);
-      sums += weight;
+/// body(b, h, i) for every row of (batch, heads, rows, columns).
+template <class Body>
+void for_each_row(const std::array<Index, 4>& shape, const Body& body) {
+  for (Index b = 0; b < shape[0]; ++b) {
+    for (Index h = 0; h < shape[1]; ++h) {
+      for (Index i = 0; i < shape[2]; ++i) body(b, h, i);
     }
-    Scalar lanes[L::size];
-    sums.store(lanes);
-    for (Scalar lane : lanes) sum += lane;
   }
-  for (; j < count; ++j) {
-    row[j] = exp(Scalar(row[j] - shift));
+}
+
+/// to = e^from / sum of e^from over a row, by way of `row`, which has room for as many numbers.
+/// `from` may be `row`, and `row` may be `to`. Entries of -infinity get 0; a row of nothing else
+/// becomes zeros.
+template <class Accumulator, class From, class To>
+void softmax_row(const From* from, Accumulator* row, To* to, Index count) {
+  using std::exp;
+  const Accumulator infinity(std::numeric_limits<double>::infinity()), zero(0.0);
+  Accumulator largest = -infinity;
+  for (Index j = 0; j < count; ++j) {
+    const auto score = static_cast<Accumulator>(from[j]);
+    if (score > largest) largest = score;
+  }
+  const Accumulator shift = largest > -infinity ? largest : zero;
+  Accumulator sum = zero;
+  for (Index j = 0; j < count; ++j) {
+    row[j] = exp(Accumulator(static_cast<Accumulator>(from[j]) - shift));
     sum += row[j];
   }
-  const Scalar factor = sum == zero ? zero : Scalar(Scalar(1.0) / sum);
-  for (j = 0; j < count; ++j) row[j] = row[j] * factor;
+  const Accumulator factor = sum == zero ? zero : Accumulator(Accumulator(1.0) / sum);
+  for (Index j = 0; j < count; ++j) to[j] = static_cast<To>(row[j] * factor);
+}
+
+/// A vector of the first `count` numbers, and `rest` in the other lanes.
+template <class Accumulator, class From>
+EIGEN_ALWAYS_INLINE Lanes<Accumulator> load_some(const From* from, Index count, Accumulator rest) {
+  Accumulator lanes[Lanes<Accumulator>::size];
+  std::fill(std::begin(lanes), std::end(lanes), rest);
+  for (Index lane = 0; lane < count; ++lane) lanes[lane] = static_cast<Accumulator>(from[lane]);
+  return Lanes<Accumulator>::load(lanes);
+}
+
+template <class Accumulator, class To>
+EIGEN_ALWAYS_INLINE void store_some(Lanes<Accumulator> x, To* to, Index count) {
+  Accumulator lanes[Lanes<Accumulator>::size];
+  x.store(lanes);
+  for (Index lane = 0; lane < count; ++lane) to[lane] = static_cast<To>(lanes[lane]);
+}
+
+template <Laned Accumulator, class From, class To>
+void softmax_row(const From* from, Accumulator* row, To* to, Index count) {
+  using L = Lanes<Accumulator>;
+  constexpr int vectors = 4;  // side by side, as the exponential and the sum are chains of steps
+  constexpr Index stride = vectors * L::size;
+  constexpr auto infinity = std::numeric_limits<Accumulator>::infinity();
+  const Index whole = count / L::size * L::size;
+  const bool edge = whole < count;
+  L tail(-infinity);
+  if (edge) tail = load_some(from + whole, count - whole, -infinity);
+
+  L most[vectors] = {-infinity, -infinity, -infinity, -infinity};
+  Index j = 0;
+  for (; j + stride <= count; j += stride) {
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      most[v] = max(most[v], load_widened<Accumulator>(from + j + v * L::size));
+    }
+  }
+  for (; j < whole; j += L::size) most[0] = max(most[0], load_widened<Accumulator>(from + j));
+  most[1] = max(most[1], tail);
+  const Accumulator largest = largest_lane(max(max(most[0], most[1]), max(most[2], most[3])));
+  const L shift(largest > -infinity ? largest : 0);
+
+  L sums[vectors] = {0, 0, 0, 0};
+  for (j = 0; j + stride <= count; j += stride) {
+    L x[vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      x[v] = (load_widened<Accumulator>(from + j + v * L::size) - shift) * L(log2_e);
+    }
+    exp2_nonpositive(x);
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      x[v].store(row + j + v * L::size);
+      sums[v] += x[v];
+    }
+  }
+  for (; j < whole; j += L::size) {
+    const L x = exp2_nonpositive((load_widened<Accumulator>(from + j) - shift) * L(log2_e));
+    x.store(row + j);
+    sums[1] += x;
+  }
+  if (edge) {
+    tail = exp2_nonpositive((tail - shift) * L(log2_e));
+    sums[2] += tail;
+  }
+  const Accumulator sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  const L factor(sum == 0 ? 0 : 1 / sum);
+#pragma GCC unroll 4
+  for (j = 0; j < whole; j += L::size) store_narrowed(L::load(row + j) * factor, to + j);
+  if (edge) store_some(tail * factor, to + whole, count - whole);
 }
 
 template <class T, class M>
@@ -54,40 +125,78 @@ auto softmax_under(const char* function, const T& scores, const M& mask) {
   static_assert(rank_of<T> >= 2 && rank_of<T> <= 4, "heed: scores have a rank from 2 to 4");
   using Scalar = ScalarOf<T>;
   using Accumulate = Accumulator<Scalar>;
-  const auto from = rank4(scores);
+  const View<const Scalar, 4> from = rank4(scores);
   const Problem problem{
       function, from.shape[0], from.shape[1], from.shape[1], from.shape[2], from.shape[3], 0, 0, 0};
   const auto bound = mask.bind(problem);
   auto result = make_result<Scalar, T>(view(scores).shape);
   const auto to = rank4(result);
-  std::vector<Accumulate> row(static_cast<std::size_t>(problem.keys));
-  for (Index b = 0; b < problem.batch; ++b) {
-    for (Index h = 0; h < problem.heads; ++h) {
-      for (Index i = 0; i < problem.queries; ++i) {
-        // The visible scores side by side, then back to their places.
-        const auto keys = bound.row(b, h, i);
-        Index count = 0;
-        const auto for_each_key = [&](const auto& body) {
-          for (int k = 0; k < keys.count; ++k) {
-            for (Index j = keys[k].begin; j < keys[k].end; ++j) {
-              if (keys.exact || bound.allows(b, h, i, j)) body(j);
-            }
-          }
-        };
-        for_each_key([&](Index j) {
-          row[static_cast<std::size_t>(count++)] = static_cast<Accumulate>(from(b, h, i, j));
-        });
-        softmax_row(row.data(), count);
-        for (Index j = 0; j < problem.keys; ++j)
-          to(b, h, i, j) = static_cast<Scalar>(Accumulate(0.0));
-        count = 0;
-        for_each_key([&](Index j) {
-          to(b, h, i, j) = static_cast<Scalar>(row[static_cast<std::size_t>(count++)]);
-        });
+  const bool contiguous = from.strides[3] == 1 && to.strides[3] == 1;
+  std::vector<Accumulate> buffer(static_cast<std::size_t>(problem.keys), Accumulate(0.0));
+  for_each_row(from.shape, [&](Index b, Index h, Index i) {
+    const auto keys = bound.row(b, h, i);
+    if (contiguous && keys.exact && keys.count == 1) {
+      const auto [begin, end] = keys[0];
+      Scalar* target = &to(b, h, i, 0);
+      std::fill(target, target + begin, static_cast<Scalar>(Accumulate(0.0)));
+      if constexpr (std::is_same_v<Scalar, Accumulate>) {
+        softmax_row(&from(b, h, i, begin), target + begin, target + begin, end - begin);
+      } else {
+        softmax_row(&from(b, h, i, begin), buffer.data(), target + begin, end - begin);
       }
+      std::fill(target + end, target + problem.keys, static_cast<Scalar>(Accumulate(0.0)));
+      return;
+    }
+    // The visible scores side by side, then back to their places.
+    const auto for_each_key = [&](const auto& body) {
+      for (int k = 0; k < keys.count; ++k) {
+        for (Index j = keys[k].begin; j < keys[k].end; ++j) {
+          if (keys.exact || bound.allows(b, h, i, j)) body(j);
+        }
+      }
+    };
+    Accumulate* row = buffer.data();
+    Index count = 0;
+    for_each_key([&](Index j) { row[count++] = static_cast<Accumulate>(from(b, h, i, j)); });
+    softmax_row(row, row, row, count);
+    for (Index j = 0; j < problem.keys; ++j) to(b, h, i, j) = static_cast<Scalar>(Accumulate(0.0));
+    count = 0;
+    for_each_key([&](Index j) { to(b, h, i, j) = static_cast<Scalar>(row[count++]); });
+  });
+  return result;
+}
+
+/// d = p (g - sum of p g) over a row, and 0 where p is 0, whatever g is there.
+template <class Scalar>
+void softmax_backward_row(const Scalar* p, const Scalar* g, Scalar* d, Index count) {
+  const Scalar zero(0.0);
+  Scalar sum = zero;
+  Index j = 0;
+  if constexpr (Laned<Scalar>) {
+    using L = Lanes<Scalar>;
+    L sums[2] = {0, 0};
+    const auto add = [&](L& to, Index at) {
+      const L weight = L::load(p + at);
+      to += select(weight == L(0), L(0), weight * L::load(g + at));
+    };
+    for (; j + 2 * L::size <= count; j += 2 * L::size) {
+      add(sums[0], j);
+      add(sums[1], j + L::size);
+    }
+    sum = sum_of_lanes(sums[0] + sums[1]);
+  }
+  for (; j < count; ++j) {
+    if (p[j] != zero) sum += p[j] * g[j];
+  }
+  j = 0;
+  if constexpr (Laned<Scalar>) {
+    using L = Lanes<Scalar>;
+    for (; j + L::size <= count; j += L::size) {
+      const L weight = L::load(p + j);
+      select(weight == L(0), L(0), weight * (L::load(g + j) - L(sum))).store(d + j);
     }
   }
-  return result;
+  for (; j < count; ++j) d[j] = p[j] == zero ? zero : Scalar(p[j] * Scalar(g[j] - sum));
 }
 
 }  // namespace detail
@@ -118,6 +227,51 @@ auto masked_softmax(const T& scores, std::initializer_list<Index> lens) {
 template <class T>
 auto masked_softmax(const T& scores, detail::NestedLists lens) {
   return masked_softmax(scores, valid_lens(lens));
+}
+
+/// Gradient of the scores of softmax and of masked_softmax: P (dP - sum over the row of P dP), for
+/// weights P and the gradient dP of the same shape and of any storage order. Where a weight is 0,
+/// as at every entry that a mask hides, it is 0, and dP there never matters. Storage order of the
+/// weights; std::invalid_argument where the shapes differ.
+template <class P, class G>
+auto softmax_backward(const P& weights, const G& grad_weights) {
+  static_assert(detail::rank_of<P> >= 2 && detail::rank_of<P> <= 4,
+                "heed: weights have a rank from 2 to 4");
+  static_assert(detail::rank_of<P> == detail::rank_of<G>,
+                "heed: weights and their gradient have one rank");
+  using Scalar = detail::ScalarOf<P>;
+  using Accumulate = detail::Accumulator<Scalar>;
+  static_assert(std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<G>>>,
+                "heed: weights and their gradient are of one number type");
+  detail::check_gradient_shape("softmax_backward", "the weights", view(weights).shape,
+                               view(grad_weights).shape);
+  auto result = detail::make_result<Scalar, P>(view(weights).shape);
+  const auto p = detail::rank4(weights);
+  const auto g = detail::rank4(grad_weights);
+  const auto d = detail::rank4(result);
+  const Index keys = p.shape[3];
+  std::vector<Accumulate> buffer(static_cast<std::size_t>(3 * keys), Accumulate(0.0));
+  detail::for_each_row(p.shape, [&](Index b, Index h, Index i) {
+    // Rows where they lie, or copied.
+    const auto row = [&](const auto& x, Accumulate* copy) -> const Accumulate* {
+      if constexpr (std::is_same_v<typename std::remove_cvref_t<decltype(x)>::Scalar, Accumulate>) {
+        if (x.strides[3] == 1) return &x(b, h, i, 0);
+      }
+      for (Index j = 0; j < keys; ++j) copy[j] = static_cast<Accumulate>(x(b, h, i, j));
+      return copy;
+    };
+    const Accumulate* const from = row(p, buffer.data());
+    const Accumulate* const grad = row(g, buffer.data() + keys);
+    if constexpr (std::is_same_v<Scalar, Accumulate>) {
+      if (d.strides[3] == 1) {
+        return detail::softmax_backward_row(from, grad, &d(b, h, i, 0), keys);
+      }
+    }
+    Accumulate* to = buffer.data() + 2 * keys;
+    detail::softmax_backward_row(from, grad, to, keys);
+    for (Index j = 0; j < keys; ++j) d(b, h, i, j) = static_cast<Scalar>(to[j]);
+  });
+  return result;
 }
 
 }  // namespace heed

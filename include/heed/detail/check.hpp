@@ -31,4 +31,18 @@ template <class... Parts>
   throw std::invalid_argument((std::string("heed::") + function + ": " + ... + text(parts)));
 }
 
+/// A gradient has the shape of what it is a gradient of, `what`.
+template <std::size_t Rank>
+void check_gradient_shape(const char* function, const char* what,
+                          const std::array<Index, Rank>& shape,
+                          const std::array<Index, Rank>& gradient) {
+  for (std::size_t axis = 0; axis < Rank; ++axis) {
+    if (shape[axis] != gradient[axis]) {
+      fail(function, "the gradient differs from ", what, " in axis ", static_cast<Index>(axis),
+           ": ", gradient[axis], " and ", shape[axis], "; the gradient is ", gradient, ", ", what,
+           " ", shape);
+    }
+  }
+}
+
 }  // namespace heed::detail

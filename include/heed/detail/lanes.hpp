@@ -146,6 +146,14 @@ struct Lanes {
   EIGEN_ALWAYS_INLINE friend Lanes abs(Lanes a) { return of(Eigen::internal::pabs(a.packet)); }
   EIGEN_ALWAYS_INLINE friend Lanes sqrt(Lanes a) { return of(Eigen::internal::psqrt(a.packet)); }
 
+  EIGEN_ALWAYS_INLINE friend Scalar sum_of_lanes(Lanes a) {
+    return Eigen::internal::predux(a.packet);
+  }
+  /// Of no NaN.
+  EIGEN_ALWAYS_INLINE friend Scalar largest_lane(Lanes a) {
+    return Eigen::internal::predux_max(a.packet);
+  }
+
   /// f of every lane, for functions that have no vector form.
   template <class F, class... More>
   static Lanes map(F f, Lanes a, More... more) {
