@@ -1,5 +1,7 @@
 #include "heed/linear.hpp"
 
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
 #include "support.hpp"
 
 namespace heed::test {
@@ -81,6 +83,183 @@ TEST(Linear, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(refuses([&] { layer(Matrix<float>(5, 17)); }, {"heed::", "17", "13"}));
   layer.bias.setOnes(9);
   EXPECT_TRUE(refuses([&] { layer(Matrix<float>(5, 13)); }, {"heed::", "9", "4"}));
+}
+
+// y = x W^T + b with W = (1 2; 3 4; 5 6), of rows (1, 10) and (2, 20); dy = (1 0 2) and (0 1 0).
+// dx = dy W = (11 14) and (3 4); dW = dy^T x = (1 10; 2 20; 2 20); db = (1 1 2).
+TEST(LinearBackward, ByHand) {
+  Linear<double> layer;
+  layer.weight.resize(3, 2);
+  layer.weight << 1, 2, 3, 4, 5, 6;
+  layer.bias.setZero(3);
+  Matrix<double> x(2, 2), grad(2, 3), dx(2, 2), dw(3, 2);
+  x << 1, 10, 2, 20;
+  grad << 1, 0, 2, 0, 1, 0;
+  dx << 11, 14, 3, 4;
+  dw << 1, 10, 2, 20, 2, 20;
+  const auto result = layer.backward(x, grad);
+  EXPECT_TRUE(same(reference(result.input), reference(dx)));
+  EXPECT_TRUE(same(reference(result.parameters.weight), reference(dw)));
+  EXPECT_EQ(result.parameters.bias, Vector<double>(Eigen::Vector3d(1, 1, 2)));
+  layer.bias.resize(0);
+  EXPECT_EQ(layer.backward(x, grad).parameters.bias.size(), 0);
+}
+
+template <class Scalar, int Rank, int Order>
+void expect_backward(const Shape& shape, Index out) {
+  SCOPED_TRACE(text(shape) + " to " + std::to_string(out));
+  const Reference x = random(shape, 1), w = random({1, 1, out, shape[3]}, 2),
+                  g = random({shape[0], shape[1], shape[2], out}, 3);
+  Linear<Scalar> layer{make<Scalar, 2>(w), Vector<Scalar>::Zero(out)};
+  const auto result = layer.backward(make<Scalar, Rank, Order>(x), make<Scalar, Rank, Order>(g));
+  if constexpr (Rank > 2) {
+    static_assert(static_cast<int>(std::remove_cvref_t<decltype(result.input)>::Layout) == Order);
+  }
+  const double eps = static_cast<double>(std::numeric_limits<Scalar>::epsilon());
+  const Reference dx = generate(shape, [&](Index b, Index h, Index i, Index d) {
+    double sum = 0;
+    for (Index o = 0; o < out; ++o) sum += g(b, h, i, o) * w(0, 0, o, d);
+    return sum;
+  });
+  // Sums of products of numbers below 1, as long as the outputs and as the rows.
+  EXPECT_TRUE(near(reference(result.input), dx, 4 * eps * static_cast<double>(out)));
+  const Reference dw = generate({1, 1, out, shape[3]}, [&](Index, Index, Index o, Index d) {
+    double sum = 0;
+    for_each_index({shape[0], shape[1], shape[2], 1},
+                   [&](Index b, Index h, Index i, Index) { sum += g(b, h, i, o) * x(b, h, i, d); });
+    return sum;
+  });
+  const double rows = static_cast<double>(shape[0] * shape[1] * shape[2]);
+  EXPECT_TRUE(near(reference(result.parameters.weight), dw, 4 * eps * rows));
+  for (Index o = 0; o < out; ++o) {
+    double sum = 0;
+    for_each_index({shape[0], shape[1], shape[2], 1},
+                   [&](Index b, Index h, Index i, Index) { sum += g(b, h, i, o); });
+    EXPECT_NEAR(static_cast<double>(result.parameters.bias(o)), sum, 4 * eps * rows);
+  }
+}
+
+TEST(LinearBackward, OfEveryRankAndOrder) {
+  for (const Index n : {1, 3, 8, 25, 100}) {
+    expect_backward<float, 2, Eigen::RowMajor>({1, 1, n, 9}, 7);
+    expect_backward<double, 2, Eigen::ColMajor>({1, 1, n, 1}, 24);
+    expect_backward<float, 3, Eigen::RowMajor>({3, 1, n, 48}, 25);
+    expect_backward<float, 3, Eigen::ColMajor>({3, 1, n, 9}, 1);
+    expect_backward<double, 4, Eigen::RowMajor>({2, 3, n, 8}, 5);
+    expect_backward<double, 4, Eigen::ColMajor>({2, 3, n, 13}, 8);
+  }
+}
+
+// Rows of heads side by side do not lie evenly, and neither do scattered ones.
+TEST(LinearBackward, OfViews) {
+  const Reference x = random({2, 3, 9, 5}, 1), g = random({2, 3, 9, 4}, 2);
+  const Linear<float> layer{make<float, 2>(random({1, 1, 4, 5}, 3)), {}};
+  const auto expected = layer.backward(make<float, 4>(x), make<float, 4>(g));
+  for (const auto& backwards : directions) {
+    Scattered<float> a(x, backwards), b(g, backwards), dx(constant({2, 3, 9, 5}, nan), backwards);
+    Linear<float> parameters;
+    layer.backward_into(dx.view(), parameters, a.view(), b.view());
+    EXPECT_TRUE(near(reference(dx.view()), reference(expected.input), 1e-6));
+    EXPECT_EQ(dx.written(), x.size());
+    EXPECT_TRUE(near(reference(parameters.weight), reference(expected.parameters.weight), 1e-5));
+  }
+}
+
+TEST(LinearBackward, ARowWithoutGradientReachesNoWeight) {
+  const Reference g = generate({2, 1, 9, 4}, [&](Index b, Index, Index i, Index o) {
+    return b == 1 && i % 2 == 1 ? 0.0 : .25 * static_cast<double>(b + i - o);
+  });
+  const Linear<float> layer{make<float, 2>(random({1, 1, 4, 5}, 3)), {}};
+  const Reference x = random({2, 1, 9, 5}, 1);
+  const auto run = [&](double poison) {
+    const auto given = generate({2, 1, 9, 5}, [&](Index b, Index, Index i, Index d) {
+      return b == 1 && i % 2 == 1 ? poison : x(b, 0, i, d);
+    });
+    return reference(layer.backward(make<float, 3>(given), make<float, 3>(g)).parameters.weight);
+  };
+  const Reference clean = run(0);
+  for (const double poison : {nan, infinity}) EXPECT_TRUE(same(run(poison), clean)) << poison;
+  // Any other row's NaN is a NaN of the weight.
+  auto visible = make<float, 3>(x);
+  visible(0, 2, 3) = static_cast<float>(nan);
+  const auto spoilt = layer.backward(visible, make<float, 3>(g)).parameters.weight;
+  EXPECT_TRUE(spoilt.col(3).array().isNaN().all());
+  EXPECT_FALSE(spoilt.col(2).array().isNaN().any());
+}
+
+TEST(LinearBackward, AccumulatesNarrowNumbersInFloat) {
+  // 4096 rows of .001 and one of 2048: half keeps no single .001 beside 2048.
+  Matrix<Eigen::half> x(4096, 1), grad(4096, 1);
+  x.setConstant(Eigen::half(.001F));
+  x(0, 0) = Eigen::half(2048.F);
+  grad.setConstant(Eigen::half(1.F));
+  Linear<Eigen::half> layer{Matrix<Eigen::half>(1, 1), Vector<Eigen::half>(1)};
+  layer.weight(0, 0) = Eigen::half(2.F);
+  const auto result = layer.backward(x, grad);
+  EXPECT_EQ(number(result.parameters.weight(0, 0)), 2052);
+  EXPECT_EQ(number(result.parameters.bias(0)), 4096);
+  EXPECT_EQ(number(result.input(7, 0)), 2);
+}
+
+TEST(LinearBackward, ThreadsChangeNoBit) {
+  const Linear<float> layer{make<float, 2>(random({1, 1, 150, 130}, 3)), Vector<float>::Zero(150)};
+  const auto x = make<float, 3>(random({2, 1, 200, 130}, 1)),
+             g = make<float, 3>(random({2, 1, 200, 150}, 2));
+  const auto alone = layer.backward(x, g);
+  for (const int threads : {1, 2, 3}) {
+    Eigen::ThreadPool pool(threads);
+    const auto shared = layer.backward(x, g, &pool);
+    EXPECT_TRUE(same(reference(shared.input), reference(alone.input)));
+    EXPECT_TRUE(same(reference(shared.parameters.weight), reference(alone.parameters.weight)));
+    EXPECT_EQ(shared.parameters.bias, alone.parameters.bias);
+  }
+}
+
+TEST(LinearBackward, OfNothing) {
+  const Linear<float> layer{Matrix<float>::Ones(4, 3), Vector<float>::Ones(4)};
+  const auto result = layer.backward(Tensor<float, 3>(2, 0, 3), Tensor<float, 3>(2, 0, 4));
+  EXPECT_EQ(result.input.size(), 0);
+  EXPECT_TRUE(same(reference(result.parameters.weight), constant({1, 1, 4, 3}, 0)));
+  EXPECT_EQ(result.parameters.bias, Vector<float>(Vector<float>::Zero(4)));
+}
+
+TEST(LinearBackward, RefusesWhatDoesNotFit) {
+  const Linear<float> layer{Matrix<float>::Ones(4, 13), {}};
+  const Matrix<float> x = Matrix<float>::Ones(5, 13), grad = Matrix<float>::Ones(5, 4);
+  EXPECT_TRUE(refuses([&] { layer.backward(Matrix<float>(5, 17), grad); },
+                      {"heed::Linear::backward", "17", "13"}));
+  EXPECT_TRUE(refuses([&] { layer.backward(x, Matrix<float>(5, 13)); },
+                      {"heed::Linear::backward", "axis 1", "(5, 13)", "(5, 4)"}));
+  Linear<float> parameters;
+  EXPECT_TRUE(refuses([&] { layer.backward_into(Matrix<float>(4, 13), parameters, x, grad); },
+                      {"heed::Linear::backward", "axis 0", "(4, 13)", "(5, 13)"}));
+  Matrix<float> same_memory = x;
+  EXPECT_TRUE(refuses([&] { layer.backward_into(same_memory, parameters, same_memory, grad); },
+                      {"heed::Linear::backward", "shares elements with x"}));
+  EXPECT_EQ(same_memory, x);
+  EXPECT_EQ(parameters.weight.size(), 0) << "written before the check";
+}
+
+TEST(ForEachParameter, GoesThroughWeightAndBias) {
+  Linear<double> layer{Matrix<double>::Constant(2, 3, 1), Vector<double>::Constant(2, 1)};
+  const Linear<double> gradients{Matrix<double>::Constant(2, 3, 4), Vector<double>::Constant(2, 8)};
+  for_each_parameter(layer, gradients,
+                     [](auto& value, const auto& gradient) { value -= .25 * gradient; });
+  EXPECT_EQ(layer.weight, Matrix<double>(Matrix<double>::Zero(2, 3)));
+  EXPECT_EQ(layer.bias, Vector<double>(Vector<double>::Constant(2, -1)));
+  std::vector<Index> sizes;
+  for_each_parameter(std::as_const(layer), gradients, [&](const auto& value, const auto& gradient) {
+    EXPECT_EQ(value.size(), gradient.size());
+    sizes.push_back(value.size());
+  });
+  EXPECT_EQ(sizes, (std::vector<Index>{6, 2}));
+  layer.bias.resize(0);
+  EXPECT_TRUE(refuses([&] { for_each_parameter(layer, gradients, [](auto&, const auto&) {}); },
+                      {"heed::for_each_parameter", "the bias", "(2, 1)", "(0, 1)"}));
+  int calls = 0;
+  for_each_parameter(layer, Linear<double>{gradients.weight, {}},
+                     [&](auto&, const auto&) { ++calls; });
+  EXPECT_EQ(calls, 1);
 }
 
 }  // namespace

@@ -159,5 +159,89 @@ TEST(BatchedMatmul, RefusesShapesThatDoNotFit) {
           {"(2, 4, 5, 6)", "(2, 3, 6, 4)"});
 }
 
+// A = (1 2; 3 4), B = (1; 10), dC = (5; 7): dA = dC B^T = (5 50; 7 70), dB = A^T dC = (26; 38).
+TEST(BatchedMatmulBackward, ByHand) {
+  Matrix<double> a(2, 2), b(2, 1), grad(2, 1), da(2, 2), db(2, 1);
+  a << 1, 2, 3, 4;
+  b << 1, 10;
+  grad << 5, 7;
+  da << 5, 50, 7, 70;
+  db << 26, 38;
+  const auto result = batched_matmul_backward(a, b, grad);
+  EXPECT_TRUE(same(reference(result.a), reference(da)));
+  EXPECT_TRUE(same(reference(result.b), reference(db)));
+  // Factors given as transposed(...) get gradients of the shape that they were seen in.
+  const Matrix<double> at = a.transpose(), bt = b.transpose();
+  const auto turned_result = batched_matmul_backward(transposed(at), transposed(bt), grad);
+  EXPECT_TRUE(same(reference(turned_result.a), reference(da)));
+  EXPECT_TRUE(same(reference(turned_result.b), reference(db)));
+}
+
+template <class Scalar, int Rank, int Order>
+void expect_factor_gradients(const Shape& left, Index columns) {
+  SCOPED_TRACE(text(left) + " times " + std::to_string(columns) + " columns");
+  const Reference a = rounded<Scalar>(random(left, 1)),
+                  b = rounded<Scalar>(random({left[0], left[1], left[3], columns}, 2)),
+                  grad = rounded<Scalar>(random({left[0], left[1], left[2], columns}, 3));
+  const auto da = witness<Scalar>(grad, turned(b)), db = witness<Scalar>(turned(a), grad);
+  const auto x = make<Scalar, Rank, Order>(a), y = make<Scalar, Rank, Order>(b);
+  const auto g = make<Scalar, Rank, Order>(grad);
+  const auto result = batched_matmul_backward(x, y, g);
+  if constexpr (Rank > 2) {
+    static_assert(
+        std::is_same_v<std::remove_cvref_t<decltype(result.a)>, std::remove_cvref_t<decltype(x)>>);
+  }
+  EXPECT_TRUE(near(reference(result.a), da.value, da.bound));
+  EXPECT_TRUE(near(reference(result.b), db.value, db.bound));
+  const auto xt = make<Scalar, Rank, Order>(turned(a)), yt = make<Scalar, Rank, Order>(turned(b));
+  const auto views = batched_matmul_backward(transposed(xt), transposed(yt), g);
+  EXPECT_TRUE(near(reference(views.a), da.value, da.bound));
+  EXPECT_TRUE(near(reference(views.b), db.value, db.bound));
+}
+
+TEST(BatchedMatmulBackward, OfEveryShapeRankOrderAndNumber) {
+  for (std::size_t n = 0; n < awkward.size(); ++n) {
+    const Index rows = awkward[n], depth = awkward[(3 * n + 5) % awkward.size()];
+    const Index columns = awkward[(7 * n + 11) % awkward.size()];
+    expect_factor_gradients<float, 4, Eigen::RowMajor>({2, 2, rows, depth}, columns);
+    expect_factor_gradients<double, 3, Eigen::ColMajor>({2, 1, rows, depth}, columns);
+    expect_factor_gradients<double, 2, Eigen::RowMajor>({1, 1, rows, depth}, columns);
+  }
+  expect_factor_gradients<Eigen::half, 3, Eigen::RowMajor>({2, 1, 9, 200}, 25);
+}
+
+TEST(BatchedMatmulBackward, OfNothing) {
+  const auto result =
+      batched_matmul_backward(Matrix<float>(0, 3), Matrix<float>(3, 4), Matrix<float>(0, 4));
+  EXPECT_EQ(result.a.rows(), 0);
+  EXPECT_TRUE(same(reference(result.b), constant({1, 1, 3, 4}, 0)));
+}
+
+TEST(BatchedMatmulBackward, ThreadsChangeNoBit) {
+  const auto a = make<float, 3>(random({2, 1, 300, 50}, 1)),
+             b = make<float, 3>(random({2, 1, 50, 170}, 2)),
+             grad = make<float, 3>(random({2, 1, 300, 170}, 3));
+  const auto alone = batched_matmul_backward(a, b, grad);
+  for (const int threads : {1, 2, 3}) {
+    Eigen::ThreadPool pool(threads);
+    const auto shared = batched_matmul_backward(a, b, grad, &pool);
+    EXPECT_TRUE(same(reference(shared.a), reference(alone.a)));
+    EXPECT_TRUE(same(reference(shared.b), reference(alone.b)));
+  }
+}
+
+TEST(BatchedMatmulBackward, RefusesShapesThatDoNotFit) {
+  EXPECT_TRUE(refuses(
+      [] {
+        batched_matmul_backward(Matrix<float>(2, 13), Matrix<float>(17, 4), Matrix<float>(2, 4));
+      },
+      {"heed::batched_matmul_backward", "(2, 13)", "(17, 4)"}));
+  EXPECT_TRUE(refuses(
+      [] {
+        batched_matmul_backward(Matrix<float>(2, 3), Matrix<float>(3, 4), Matrix<float>(4, 2));
+      },
+      {"heed::batched_matmul_backward", "axis 0", "(2, 4)", "(4, 2)"}));
+}
+
 }  // namespace
 }  // namespace heed::test

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <type_traits>
+#include <utility>
 
 #include "heed/detail/check.hpp"
 #include "heed/detail/pack.hpp"
@@ -283,6 +284,13 @@ std::array<Index, R> product_shape(const char* function, const std::array<Index,
 
 }  // namespace detail
 
+/// Gradients of both factors of a product, each of its factor's shape.
+template <class A, class B>
+struct MatmulGradients {
+  A a;
+  B b;
+};
+
 /// a b for each pair of matrices: (..., m, k) x (..., k, n) -> (..., m, n), of rank 2 to 4 with
 /// equal leading axes; either factor may be transposed(...), which costs no copy. The result has
 /// the storage order of a. std::invalid_argument where the shapes do not fit.
@@ -311,6 +319,25 @@ void batched_matmul_into(Out&& out, const A& a, const B& b,
   detail::check_not_aliased("batched_matmul_into", wide, detail::rank4(a), "the first factor");
   detail::check_not_aliased("batched_matmul_into", wide, detail::rank4(b), "the second factor");
   detail::multiply(detail::rank4(a), detail::rank4(b), wide, pool);
+}
+
+/// Gradients of a and b from that of batched_matmul(a, b): dA = dC B^T and dB = A^T dC, on the
+/// threads of the pool. Each has the shape of its factor as it was given, transposed(...) or not,
+/// its number type and its storage order. std::invalid_argument where the shapes do not fit.
+template <class A, class B, class G>
+auto batched_matmul_backward(const A& a, const B& b, const G& grad,
+                             Eigen::ThreadPoolInterface* pool = nullptr) {
+  detail::check_factors<A, B>();
+  detail::check_factors<A, G>();
+  constexpr const char* function = "batched_matmul_backward";
+  detail::check_gradient_shape(function, "the product",
+                               detail::product_shape(function, view(a).shape, view(b).shape),
+                               view(grad).shape);
+  auto grad_a = detail::make_result<detail::ScalarOf<A>, A>(view(a).shape);
+  auto grad_b = detail::make_result<detail::ScalarOf<B>, B>(view(b).shape);
+  detail::multiply(detail::rank4(grad), transposed(detail::rank4(b)), detail::rank4(grad_a), pool);
+  detail::multiply(transposed(detail::rank4(a)), detail::rank4(grad), detail::rank4(grad_b), pool);
+  return MatmulGradients<decltype(grad_a), decltype(grad_b)>{std::move(grad_a), std::move(grad_b)};
 }
 
 }  // namespace heed

@@ -284,12 +284,16 @@ class Forward {
                   Coverage coverage, const auto& mask, const Accumulator* correction) const {
     const Index width = problem_.value_dim;
     auto read = rows(value, tile.key, tile.keys, width, value_in_place_, space.values);
-    const bool unsafe =
-        coverage == Coverage::partial && !(all_finite(read, 0, mask.clear_begin(), width) &&
-                                           all_finite(read, mask.clear_end(), tile.keys, width));
+    bool unsafe = false;
+    if (coverage == Coverage::partial) {
+      for (Index j = 0; j < tile.keys && !unsafe; ++j) {
+        if (j == mask.clear_begin()) j = mask.clear_end();
+        if (j < tile.keys) unsafe = !all_finite(read[j], width);
+      }
+    }
     if (unsafe) {
       for (Index j = 0; j < tile.keys; ++j) {
-        const bool keep = all_finite(read, j, j + 1, width);
+        const bool keep = all_finite(read[j], width);
         for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
       }
       read = {space.safe_values, width};
@@ -308,22 +312,6 @@ class Forward {
         for (Index c = 0; c < width; ++c) space.output[c * tile.lanes + lane] += weight * row(c);
       }
     }
-  }
-
-  static bool all_finite(const Rows<Accumulator>& rows, Index first, Index last, Index width) {
-    // Infinity and NaN times 0 are NaN.
-    L zeros(0);
-    Accumulator sum = 0;
-    for (Index j = first; j < last; ++j) {
-      const Accumulator* row = rows[j];
-      Index c = 0;
-      for (; c + L::size <= width; c += L::size) zeros = fma(L::load(row + c), L(0), zeros);
-      for (; c < width; ++c) sum += row[c] * 0;
-    }
-    alignas(64) Accumulator lanes[L::size];
-    zeros.store(lanes);
-    for (const Accumulator lane : lanes) sum += lane;
-    return sum == 0;
   }
 
   template <int Vectors>

@@ -95,7 +95,12 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
   constexpr Index n = Lanes<Accumulator>::size;
   for (Index lane = 0; lane < lanes; lane += n) {
     Index column = 0;
-    if (x.column_stride == 1 && lane + n <= count) {
+    if (x.row_stride == 1 && lane + n <= count) {
+      for (; column < columns; ++column) {
+        const auto neighbours = load_widened<Accumulator>(&x(first + lane, column));
+        (neighbours * factor).store(panel + column * lanes + lane);
+      }
+    } else if (x.column_stride == 1 && lane + n <= count) {
       for (; column + n <= columns; column += n) {
         const Scalar* from = &x(first + lane, column);
         Accumulator* to = panel + column * lanes + lane;
@@ -148,6 +153,18 @@ void unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lan
       }
     }
   }
+}
+
+/// Whether a row holds no NaN and no infinity, which times 0 are NaN.
+template <Laned Scalar>
+bool all_finite(const Scalar* row, Index width) {
+  using L = Lanes<Scalar>;
+  L zero(0);
+  Index c = 0;
+  for (; c + L::size <= width; c += L::size) zero = fma(L::load(row + c), L(0), zero);
+  Scalar sum = sum_of_lanes(zero);
+  for (; c < width; ++c) sum += row[c] * 0;
+  return sum == 0;
 }
 
 }  // namespace heed::detail
