@@ -8,6 +8,7 @@ cmake_minimum_required(VERSION 3.22)
 set(house
     "heed"
     "multi_head_attention additive_attention heatmap"
+    "module"
     "linear"
     "attention softmax matmul"
     "detail/call"

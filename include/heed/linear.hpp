@@ -33,14 +33,14 @@ struct Linear {
   /// x (..., in) of rank 2 to 4 -> (..., out), of the storage order of x. std::invalid_argument
   /// where the widths do not fit.
   template <class X>
-  auto operator()(const X& x) const {
+  auto operator()(const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
     static_assert(detail::rank_of<X> >= 2 && detail::rank_of<X> <= 4,
                   "heed: Linear takes a tensor of rank 2 to 4");
     auto shape = view(x).shape;
     shape.back() = out_features();
     check("Linear", view(x).shape);
     auto result = detail::make_result<Scalar, X>(shape);
-    into(result, x);
+    into(result, x, pool);
     return result;
   }
 
@@ -101,6 +101,12 @@ struct Linear {
     grad_weight(parameters.weight, detail::rank4(x), detail::rank4(grad_y), pool);
     parameters.bias.resize(bias.size());
     if (bias.size() > 0) grad_bias(parameters.bias, detail::rank4(grad_y));
+  }
+
+  /// visitor(value, gradient) for the members in order, of two Linears.
+  static void visit(auto& module, auto& gradients, const auto& visitor) {
+    visitor(module.weight, gradients.weight);
+    visitor(module.bias, gradients.bias);
   }
 
  private:
@@ -229,21 +235,21 @@ struct Linear {
   }
 };
 
-/// Calls f(value, gradient) for each parameter, in the order of the members: Matrix or Vector of
-/// the module, and of the gradients that its backward gave. A bias that is absent is left out.
-/// std::invalid_argument where their shapes differ.
-template <class Module, class Scalar, class F>
-requires(std::is_same_v<std::remove_const_t<Module>, Linear<Scalar>>) void for_each_parameter(
-    Module& module, const Linear<Scalar>& gradients, F&& f) {
-  const auto check = [](const char* what, const auto& value, const auto& gradient) {
-    detail::check_gradient_shape("for_each_parameter", what,
+/// Calls f(value, gradient) for each parameter of a Linear, AdditiveAttention or
+/// MultiHeadAttention, a Matrix or a Vector, in the order of the members, with its gradient as the
+/// module's backward gives it; a bias that is absent is left out. std::invalid_argument, before any
+/// call, where the shapes differ.
+template <class Module, class Gradients, class F>
+requires(std::is_same_v<std::remove_const_t<Module>, Gradients>) void for_each_parameter(
+    Module& module, const Gradients& gradients, F&& f) {
+  Gradients::visit(module, gradients, [](const auto& value, const auto& gradient) {
+    detail::check_gradient_shape("for_each_parameter", "the parameter",
                                  std::array<Index, 2>{value.rows(), value.cols()},
                                  std::array<Index, 2>{gradient.rows(), gradient.cols()});
-  };
-  check("the weight", module.weight, gradients.weight);
-  check("the bias", module.bias, gradients.bias);
-  f(module.weight, gradients.weight);
-  if (module.bias.size() > 0) f(module.bias, gradients.bias);
+  });
+  Gradients::visit(module, gradients, [&f](auto& value, const auto& gradient) {
+    if (value.size() > 0) f(value, gradient);
+  });
 }
 
 namespace detail {

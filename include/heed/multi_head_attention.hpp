@@ -7,6 +7,7 @@
 #include "heed/attention.hpp"
 #include "heed/detail/check.hpp"
 #include "heed/linear.hpp"
+#include "heed/module.hpp"
 #include "heed/tensor.hpp"
 
 namespace heed {
@@ -20,13 +21,16 @@ struct MultiHeadConfig {
   bool bias = false;       ///< of all four projections
 };
 
-/// What a pass through MultiHeadAttention gives; all but the output is what its gradient needs.
-template <class Scalar, class Output>
+/// What a pass through MultiHeadAttention gives; all but the output is what backward needs.
+template <class Scalar, class Q, class K, class V, class M>
 struct MultiHeadPass {
-  Output output;
+  ModuleInputs<Q, K, V, M> inputs;
+  detail::ResultLike<Scalar, Q> output;
   Tensor<Scalar, 3> query, key, value;  ///< projected, (batch, seq, heads * dim)
   Tensor<Scalar, 3> context;  ///< (batch, queries, heads * dim), before the last projection
   Tensor<detail::Accumulator<Scalar>, 3> log_sum_exp;  ///< (batch, heads, queries)
+
+  explicit MultiHeadPass(ModuleInputs<Q, K, V, M> given) : inputs(std::move(given)) {}
 };
 
 /// Heads of scaled dot-product attention side by side, each on its own projection of the input
@@ -86,7 +90,7 @@ struct MultiHeadAttention {
   template <class Q, class K, class V, class M = NoMask>
   auto forward_with_weights(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                             const AttentionOptions& options = {}) const {
-    auto pass = project<Q>(q, k, v, options);
+    auto pass = project(q, k, v, mask, options);
     const auto call = make_call(pass);
     constexpr std::size_t rank = detail::rank_of<Q>;
     using Weights =
@@ -113,11 +117,11 @@ struct MultiHeadAttention {
     return result;
   }
 
-  /// The pass keeps what the gradient needs; q, k and v must outlive it.
+  /// The pass keeps what backward needs; q, k and v must outlive it.
   template <class Q, class K, class V, class M = NoMask>
   auto forward(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                const AttentionOptions& options = {}) const {
-    auto pass = project<Q>(q, k, v, options);
+    auto pass = project(q, k, v, mask, options);
     const auto call = make_call(pass);
     call.run(scaled_dot_product(), mask, options, [&] {
       return std::pair(split_heads(pass.context, config_.num_heads), view(pass.log_sum_exp));
@@ -126,11 +130,66 @@ struct MultiHeadAttention {
     return pass;
   }
 
+  /// The gradients of a number that depends on the output of a pass through this module, given its
+  /// gradient by the output -> {query, key, value, parameters}; parameters is a MultiHeadAttention.
+  /// In self-attention the gradient of the one input is the sum of the first three. Runs on the
+  /// threads of the pass. std::invalid_argument where grad_output has not the output's shape, or
+  /// where the pass is from a module of other widths or heads.
+  template <class Q, class K, class V, class M, class G>
+  auto backward(const MultiHeadPass<Scalar, Q, K, V, M>& pass, const G& grad_output) const {
+    constexpr const char* function = "MultiHeadAttention::backward";
+    const auto& in = pass.inputs;
+    detail::check_projected(function, "query", in.query, pass.query, query_projection);
+    detail::check_projected(function, "key", in.key, pass.key, key_projection);
+    detail::check_projected(function, "value", in.value, pass.value, value_projection);
+    if (pass.log_sum_exp.dimension(1) != config_.num_heads) {
+      detail::fail(function, "the pass has a log_sum_exp of shape ", view(pass.log_sum_exp).shape,
+                   " (batch, heads, queries) for ", config_.num_heads,
+                   " heads; is the pass from another module?");
+    }
+    detail::check_output_gradient(function, pass.output, grad_output);
+
+    auto result = in.make_gradients(MultiHeadAttention());
+    auto& parameters = result.parameters;
+    parameters.config_ = config_;
+    auto* const pool = in.options.pool;
+    Tensor<Scalar, 3> context(pass.context.dimensions()), query(pass.query.dimensions()),
+        key(pass.key.dimensions()), value(pass.value.dimensions());
+    output_projection.backward_into(context, parameters.output_projection, pass.context,
+                                    as_batch(view(grad_output)), pool);
+    const Index heads = config_.num_heads, kv_heads = config_.num_kv_heads;
+    using PerHead = View<Scalar, 4>;
+    attention_backward_into(
+        AttentionGradients<PerHead, PerHead, PerHead>{
+            split_heads(query, heads), split_heads(key, kv_heads), split_heads(value, kv_heads)},
+        split_heads(pass.query, heads), split_heads(pass.key, kv_heads),
+        split_heads(pass.value, kv_heads),
+        AttentionPass<View<const Scalar, 4>, View<const detail::Accumulator<Scalar>, 3>>{
+            split_heads(pass.context, heads), view(pass.log_sum_exp)},
+        split_heads(context, heads), scaled_dot_product(), in.mask, in.options);
+    query_projection.backward_into(as_batch(view(result.query)), parameters.query_projection,
+                                   as_batch(in.query), query, pool);
+    key_projection.backward_into(as_batch(view(result.key)), parameters.key_projection,
+                                 as_batch(in.key), key, pool);
+    value_projection.backward_into(as_batch(view(result.value)), parameters.value_projection,
+                                   as_batch(in.value), value, pool);
+    return result;
+  }
+
+  /// visitor(value, gradient) for the members in order, of two modules.
+  static void visit(auto& module, auto& gradients, const auto& visitor) {
+    Linear<Scalar>::visit(module.query_projection, gradients.query_projection, visitor);
+    Linear<Scalar>::visit(module.key_projection, gradients.key_projection, visitor);
+    Linear<Scalar>::visit(module.value_projection, gradients.value_projection, visitor);
+    Linear<Scalar>::visit(module.output_projection, gradients.output_projection, visitor);
+  }
+
  private:
   /// The projections, and room for what follows.
-  template <class Q, class K, class V>
-  auto project(const Q& q, const K& k, const V& v, const AttentionOptions& options) const {
-    detail::check_types<Q, K, V, DotProduct, NoMask>();
+  template <class Q, class K, class V, class M>
+  auto project(const Q& q, const K& k, const V& v, const M& mask,
+               const AttentionOptions& options) const {
+    detail::check_types<Q, K, V, DotProduct, M>();
     static_assert(detail::rank_of<Q> <= 3,
                   "heed: MultiHeadAttention takes (batch, seq, dim) or (seq, dim)");
     const auto query = as_batch(view(q)), key = as_batch(view(k)), value = as_batch(view(v));
@@ -150,8 +209,7 @@ struct MultiHeadAttention {
             "value", value, config_.value_dim);
 
     const Index batch = query.shape[0], queries = query.shape[1];
-    using Output = decltype(detail::make_result<Scalar, Q>(view(q).shape));
-    MultiHeadPass<Scalar, Output> pass;
+    MultiHeadPass<Scalar, Q, K, V, M> pass({view(q), view(k), view(v), mask, options});
     const auto into = [&](Tensor<Scalar, 3>& to, const Linear<Scalar>& projection, const auto& x) {
       to.resize(batch, x.shape[1], projection.out_features());
       projection.into(to, x, options.pool);

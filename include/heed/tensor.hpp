@@ -168,10 +168,13 @@ struct ResultType<Scalar, 1, Order> {
   using type = Vector<Scalar>;
 };
 
+template <class Scalar, class Like, int Rank = rank_of<Like>>
+using ResultLike = typename ResultType<Scalar, Rank, storage_order<Like>()>::type;
+
 /// An uninitialised result of the given shape, of the storage order that Like has.
 template <class Scalar, class Like, std::size_t Rank>
 auto make_result(const std::array<Index, Rank>& shape) {
-  using Result = typename ResultType<Scalar, static_cast<int>(Rank), storage_order<Like>()>::type;
+  using Result = ResultLike<Scalar, Like, static_cast<int>(Rank)>;
   if constexpr (Rank == 1) {
     return Result(shape[0]);
   } else if constexpr (Rank == 2) {
