@@ -1,5 +1,7 @@
 #include "heed/additive_attention.hpp"
 
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
 #include "module_support.hpp"
 
 namespace heed::test {
@@ -132,6 +134,140 @@ TEST(AdditiveAttention, RefusesWhatDoesNotFit) {
       refuses([&] { AdditiveAttention<float>(0, 5, 4); }, {"heed::AdditiveAttention", "0"}));
   EXPECT_TRUE(
       refuses([&] { AdditiveAttention<float>(3, 5, -4); }, {"heed::AdditiveAttention", "-4"}));
+}
+
+// The module of the first test: weights P = e^1.2 / (e^1.2 + 1) and 1 - P, values 1 and 0, so the
+// output is P and the scores have the slopes g = P (1 - P) and -g. tanh(ln 2) = 3/5 has the slope
+// 1 - 9/25 = 16/25, tanh(0) the slope 1; score_j = 2 tanh(q + k_j).
+TEST(AdditiveAttentionBackward, ByHand) {
+  AdditiveAttention<double> module(1, 1, 1);
+  module.query_projection.weight << 1;
+  module.key_projection.weight << 1;
+  module.score_weight << 2;
+  Matrix<double> query(1, 1), keys(2, 1), values(2, 1), grad(1, 1);
+  query << std::log(2);
+  keys << 0, -std::log(2);
+  values << 1, 0;
+  grad << 1;
+  const auto result = module.backward(module.forward(query, keys, values), grad);
+  const double p = std::exp(1.2) / (std::exp(1.2) + 1), g = p * (1 - p);
+  EXPECT_NEAR(result.key(0, 0), g * 2 * 16 / 25, 1e-15);
+  EXPECT_NEAR(result.key(1, 0), -g * 2, 1e-15);
+  EXPECT_NEAR(result.query(0, 0), g * 2 * (16 / 25. - 1), 1e-15);
+  EXPECT_NEAR(result.value(0, 0), p, 1e-15);
+  EXPECT_NEAR(result.value(1, 0), 1 - p, 1e-15);
+  EXPECT_NEAR(result.parameters.score_weight(0), g * (3 / 5. - 0), 1e-15);
+  EXPECT_NEAR(result.parameters.query_projection.weight(0, 0), std::log(2) * g * 2 * (16 / 25. - 1),
+              1e-15);
+  EXPECT_NEAR(result.parameters.key_projection.weight(0, 0), -std::log(2) * -g * 2, 1e-15);
+}
+
+template <int Rank, int Order, class Mask>
+void expect_gradients(Index batch, const Mask& mask, const AttentionOptions& options = {}) {
+  AdditiveAttention<double> module(3, 5, 9, 1);
+  module.query_projection.bias = vector_of<double>(9, 8);
+  expect_module_slopes(module, make<double, Rank, Order>(random({batch, 1, 5, 3}, 1)),
+                       make<double, Rank, Order>(random({batch, 1, 7, 5}, 2)),
+                       make<double, Rank, Order>(random({batch, 1, 7, 2}, 3)), mask, options);
+}
+
+TEST(AdditiveAttentionBackward, IsTheSlopeOfEveryInputAndParameter) {
+  expect_gradients<3, Eigen::RowMajor>(2, no_mask());
+  expect_gradients<3, Eigen::RowMajor>(2, valid_lens({0, 4}));
+  expect_gradients<3, Eigen::RowMajor>(2, causal(), {.dropout = .4, .seed = 3});
+  expect_gradients<3, Eigen::ColMajor>(2, valid_lens({7, 4}));
+  expect_gradients<2, Eigen::RowMajor>(1, causal());
+  expect_gradients<2, Eigen::ColMajor>(1, no_mask());
+  AdditiveAttention<double> module(3, 5, 4, 1);
+  expect_module_slopes(module, make<double, 4>(random({2, 4, 3, 3}, 1)),
+                       make<double, 4>(random({2, 2, 6, 5}, 2)),
+                       make<double, 4>(random({2, 2, 6, 2}, 3)), causal());
+}
+
+TEST(AdditiveAttentionBackward, HiddenInputsReachNothing) {
+  AdditiveAttention<float> module(3, 5, 9, 1);
+  const std::vector<Index> lens = {20, 0};
+  const auto padded = [&](Index width, std::uint64_t seed, double poison) {
+    const Reference x = random({2, 1, 30, width}, seed);
+    return make<float, 3>(generate({2, 1, 30, width}, [&](Index b, Index, Index i, Index d) {
+      return i < lens[static_cast<std::size_t>(b)] ? x(b, 0, i, d) : poison;
+    }));
+  };
+  // In the second batch entry no query has a key.
+  const auto run = [&](double poison) {
+    const auto query = make<float, 3>(generate({2, 1, 6, 3}, [&](Index b, Index, Index i, Index d) {
+      return b == 1 ? poison : .1 * static_cast<double>(i - d);
+    }));
+    const auto key = padded(5, 2, poison), value = padded(2, 3, poison);
+    const auto pass = module.forward(query, key, value, valid_lens(lens));
+    return numbers(module.backward(
+        pass, make<float, 3>(generate({2, 1, 6, 2}, [&](Index b, Index, Index i, Index d) {
+          return b == 1 ? poison : .3 * static_cast<double>(2 * d - i);
+        }))));
+  };
+  const auto clean = run(0);
+  for (const double x : clean) ASSERT_TRUE(std::isfinite(x));
+  for (const double poison : {nan, infinity}) EXPECT_EQ(run(poison), clean) << poison;
+}
+
+TEST(AdditiveAttentionBackward, ThreadsChangeNoBit) {
+  AdditiveAttention<float> module(13, 17, 25, 1);
+  const auto q = make<float, 3>(random({3, 1, 40, 13}, 1)),
+             k = make<float, 3>(random({3, 1, 50, 17}, 2)),
+             v = make<float, 3>(random({3, 1, 50, 9}, 3)),
+             grad = make<float, 3>(random({3, 1, 40, 9}, 4));
+  const auto run = [&](Eigen::ThreadPoolInterface* pool) {
+    const AttentionOptions options{.dropout = .2, .seed = 5, .pool = pool};
+    return numbers(module.backward(module.forward(q, k, v, causal(), options), grad));
+  };
+  const auto alone = run(nullptr);
+  for (const int threads : {1, 2, 3}) {
+    Eigen::ThreadPool pool(threads);
+    EXPECT_EQ(run(&pool), alone);
+  }
+}
+
+TEST(AdditiveAttentionBackward, AFewStepsOfGradientDescentLowerTheLoss) {
+  const auto q = make<double, 3>(random({2, 1, 6, 3}, 1, 2)),
+             k = make<double, 3>(random({2, 1, 9, 5}, 2, 2)),
+             v = make<double, 3>(random({2, 1, 9, 2}, 3));
+  const AdditiveAttention<double> teacher(3, 5, 8, 11);
+  AdditiveAttention<double> module(3, 5, 8, 12);
+  const auto distances = descend(module, reference(teacher(q, k, v)), 60, .3,
+                                 [&](const auto& trained) { return trained.forward(q, k, v); });
+  EXPECT_LT(distances.back(), .2 * distances.front());
+}
+
+TEST(AdditiveAttentionBackward, OfHalf) {
+  AdditiveAttention<Eigen::half> module(3, 5, 9, 1);
+  AdditiveAttention<double> exact(3, 5, 9, 1);
+  const Reference q = rounded<Eigen::half>(random({2, 1, 5, 3}, 1)),
+                  k = rounded<Eigen::half>(random({2, 1, 7, 5}, 2)),
+                  v = rounded<Eigen::half>(random({2, 1, 7, 2}, 3)),
+                  g = rounded<Eigen::half>(random({2, 1, 5, 2}, 4));
+  const auto run = [&]<class Scalar>(const AdditiveAttention<Scalar>& m) {
+    const auto query = make<Scalar, 3>(q), key = make<Scalar, 3>(k), value = make<Scalar, 3>(v);
+    return numbers(m.backward(m.forward(query, key, value), make<Scalar, 3>(g)));
+  };
+  const auto narrow = run(module), wide = run(exact);
+  ASSERT_EQ(narrow.size(), wide.size());
+  // Weights, projections and their gradients are each rounded to 11 bits.
+  for (std::size_t n = 0; n < wide.size(); ++n) {
+    EXPECT_TRUE(std::abs(narrow[n] - wide[n]) <= 20 * epsilon<Eigen::half>()) << n;
+  }
+}
+
+TEST(AdditiveAttentionBackward, RefusesWhatDoesNotFit) {
+  AdditiveAttention<float> module(3, 5, 4), other(3, 5, 7), wider(6, 5, 4);
+  const auto q = make<float, 2>(random({1, 1, 6, 3}, 1)),
+             k = make<float, 2>(random({1, 1, 9, 5}, 2));
+  const auto pass = module.forward(q, k, k);
+  EXPECT_TRUE(refuses([&] { module.backward(pass, Matrix<float>(6, 13)); },
+                      {"heed::AdditiveAttention::backward", "axis 1", "(6, 13)", "(6, 5)"}));
+  EXPECT_TRUE(refuses([&] { other.backward(pass, pass.output); },
+                      {"heed::AdditiveAttention::backward", "(6, 4)", "(7, 3)"}));
+  EXPECT_TRUE(refuses([&] { wider.backward(pass, pass.output); },
+                      {"heed::AdditiveAttention::backward", "(6, 3)", "(4, 6)"}));
 }
 
 }  // namespace

@@ -21,4 +21,5 @@
 // Modules, which own weights.
 #include "heed/additive_attention.hpp"
 #include "heed/linear.hpp"
+#include "heed/module.hpp"
 #include "heed/multi_head_attention.hpp"

@@ -86,6 +86,10 @@ struct Linear {
                      Eigen::ThreadPoolInterface* pool = nullptr) const {
     static_assert(detail::rank_of<X> == detail::rank_of<G>,
                   "heed: the gradient of a Linear has the rank of its input");
+    static_assert(std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<X>>> &&
+                      std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<G>>>,
+                  "heed: Linear, its input and its gradient are of one number type (half, bfloat16 "
+                  "and float mix)");
     constexpr const char* function = "Linear::backward";
     check(function, view(x).shape);
     auto expected = view(x).shape;
