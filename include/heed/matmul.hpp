@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
@@ -28,7 +29,7 @@ class MatrixProduct {
   using L = Lanes<Accumulator>;
   static constexpr Index lanes = Panels<Accumulator>::widest * L::size;
   static constexpr int height = tile_rows<Panels<Accumulator>::widest>;
-  static constexpr int strip = std::max<int>(height, L::size);  // a multiple of both
+  static constexpr int strip = std::lcm(height, static_cast<int>(L::size));
 
  public:
   MatrixProduct(Index m, Index k, Index n) : m_(m), k_(k), n_(n) {
