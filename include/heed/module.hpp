@@ -45,7 +45,8 @@ namespace detail {
 template <class Input, class Projected, class Scalar>
 void check_projected(const char* function, const char* name, const Input& input,
                      const Projected& projected, const Linear<Scalar>& projection) {
-  const auto x = view(input).shape, y = view(projected).shape;
+  const auto x = view(input).shape;
+  const auto y = view(projected).shape;  // of rank 3 where the input may be a matrix
   if (x.back() != projection.in_features() || y.back() != projection.out_features()) {
     fail(function, "the pass has a ", name, " of shape ", x, ", projected to ", y,
          ", but the projection's weight is (", projection.out_features(), ", ",
