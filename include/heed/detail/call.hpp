@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/detail/backward.hpp"
 #include "heed/detail/check.hpp"
 #include "heed/detail/decode.hpp"
 #include "heed/detail/forward.hpp"
@@ -171,29 +172,33 @@ struct Call {
   template <class Pass, class S, class M, class Make>
   void run_backward(const Pass& pass, const S& score, const M& mask,
                     const AttentionOptions& options, const Make& make) const {
-    with_policies(score, mask, options, 1.0,
-                  [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
-                    const auto inputs = [&](const auto& check) {
-                      check(in.query, "query");
-                      check(in.key, "key");
-                      check(in.value, "value");
-                      check(pass.output, "pass.output");
-                      check(pass.grad_output, "grad_output");
-                    };
-                    check_trained(problem.function, bound_score.similarity, inputs);
-                    std::apply(
-                        [&](const auto&... modifier) {
-                          (check_trained(problem.function, modifier, inputs), ...);
-                        },
-                        bound_score.modifiers);
-                    const auto gradients = make(inputs);
-                    MaterialisedBackward<Accumulate, decltype(in), Pass,
-                                         std::remove_cvref_t<decltype(bound_score)>,
-                                         std::remove_cvref_t<decltype(bound_mask)>, Dropout,
-                                         std::remove_const_t<decltype(gradients)>>(
-                        problem, in, pass, bound_score, bound_mask, dropout, gradients)
-                        .run(options.pool);
-                  });
+    with_policies(
+        score, mask, options, 1.0,
+        [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
+          const auto inputs = [&](const auto& check) {
+            check(in.query, "query");
+            check(in.key, "key");
+            check(in.value, "value");
+            check(pass.output, "pass.output");
+            check(pass.grad_output, "grad_output");
+          };
+          check_trained(problem.function, bound_score.similarity, inputs);
+          std::apply(
+              [&](const auto&... modifier) {
+                (check_trained(problem.function, modifier, inputs), ...);
+              },
+              bound_score.modifiers);
+          const auto gradients = make(inputs);
+          using BoundScore = std::remove_cvref_t<decltype(bound_score)>;
+          using BoundMask = std::remove_cvref_t<decltype(bound_mask)>;
+          using Gradients = std::remove_const_t<decltype(gradients)>;
+          using Engine = std::conditional_t<
+              Laned<Accumulate>,
+              Backward<Accumulate, decltype(in), Pass, BoundScore, BoundMask, Dropout, Gradients>,
+              MaterialisedBackward<Accumulate, decltype(in), Pass, BoundScore, BoundMask, Dropout,
+                                   Gradients>>;
+          Engine(problem, in, pass, bound_score, bound_mask, dropout, gradients).run(options.pool);
+        });
   }
 
   /// `make` gives where to write, (output, log-sum-exp) as rank 4 and 3, once all is checked.

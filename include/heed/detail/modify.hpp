@@ -89,4 +89,88 @@ void apply_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modi
   }
 }
 
+/// A modifier whose derivative runs on Lanes.
+template <class Modifier, class L>
+concept DifferentiatesOnLanes = requires(const Modifier& m, L s) {
+  m.differentiate(s, Index(), Index(), s, Index());
+};
+
+/// Applies one modifier to the tile and leaves its derivative by the score in `slopes`, laid out as
+/// the tile. Modifiers that shift the score have the derivative 1, which is not written.
+template <class Scalar, int Vectors, class Modifier>
+void differentiate_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modifier,
+                            Scalar* slopes) {
+  using L = Lanes<Scalar>;
+  if constexpr (requires { modifier.shifts; }) {
+    apply_modifier(tile, modifier);
+  } else if constexpr (DifferentiatesOnLanes<Modifier, L>) {
+    L query[Vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) query[v] = L::counting(tile.query + v * L::size);
+    for (Index j = 0; j < tile.keys; ++j) {
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) {
+        Scalar* at = tile.at(j, v);
+        const auto dual =
+            modifier.differentiate(L::load(at), tile.batch, tile.head, query[v], tile.key + j);
+        dual.value.store(at);
+        dual.slopes[0].store(slopes + (at - tile.scores));
+      }
+    }
+  } else {
+    for (Index j = 0; j < tile.keys; ++j) {
+      for (Index lane = 0; lane < tile.lanes; ++lane) {
+        Scalar& s = tile.scores[j * tile.lanes + lane];
+        const auto query = tile.query + std::min(lane, tile.queries - 1);
+        const auto dual = modifier.differentiate(s, tile.batch, tile.head, query, tile.key + j);
+        s = dual.value;
+        slopes[j * tile.lanes + lane] = dual.slopes[0];
+      }
+    }
+  }
+}
+
+/// gradients *= slopes; where there is no gradient, an infinite slope leaves none.
+template <class Scalar, int Vectors>
+EIGEN_DONT_INLINE void multiply_slopes(const ScoreTile<Scalar, Vectors>& gradients,
+                                       const Scalar* slopes) {
+  using L = Lanes<Scalar>;
+  for (Index at = 0; at < gradients.keys * gradients.lanes; at += L::size) {
+    const L g = L::load(gradients.scores + at);
+    select(g == L(0), L(0), g * L::load(slopes + at)).store(gradients.scores + at);
+  }
+}
+
+/// sum over the tile of gradient times (key - query), for alibi's slope.
+template <class Scalar, int Vectors>
+EIGEN_DONT_INLINE Scalar distance_sum(const ScoreTile<Scalar, Vectors>& gradients) {
+  using L = Lanes<Scalar>;
+  L sum(0);
+  for (Index j = 0; j < gradients.keys; ++j) {
+    for (int v = 0; v < Vectors; ++v) {
+      const L distance = L(gradients.key + j) - L::counting(gradients.query + v * L::size);
+      sum = fma(L::load(gradients.at(j, v)), distance, sum);
+    }
+  }
+  alignas(64) Scalar lanes[L::size];
+  sum.store(lanes);
+  Scalar total = 0;
+  for (Scalar lane : lanes) total += lane;
+  return total;
+}
+
+/// Adds the gradients of the scores to those of a tensor that was added to them.
+template <class Scalar, int Vectors, class Number>
+EIGEN_DONT_INLINE void add_bias_gradient(const ScoreTile<Scalar, Vectors>& gradients,
+                                         const View<Number, 4>& bias) {
+  const Slab<Number> to = slab(bias, gradients.batch, gradients.head);
+  for (Index lane = 0; lane < gradients.queries; ++lane) {
+    for (Index j = 0; j < gradients.keys; ++j) {
+      Number& x = to(gradients.query + lane, gradients.key + j);
+      x = static_cast<Number>(static_cast<Scalar>(x) +
+                              gradients.scores[j * gradients.lanes + lane]);
+    }
+  }
+}
+
 }  // namespace heed::detail

@@ -17,15 +17,18 @@
 namespace heed::detail {
 
 /// A block of memory on loan from the thread for as long as the object lives. The thread keeps the
-/// block for the next loan, so that repeated calls of one shape allocate once; a loan within a loan
-/// (a user's lambda that calls the library) gets memory of its own.
+/// block for the next loan, so that repeated calls of one shape allocate once; it keeps another for
+/// loans within a loan (the caller's own share of a parallel loop), and those within these (a
+/// user's lambda that calls the library) get memory of their own.
 class Scratch {
  public:
   explicit Scratch(std::size_t bytes) : block_(std::exchange(kept(), Block{})) {
     if (block_.bytes < bytes) block_ = Block(bytes);
     next_ = block_.data.get();
+    ++loans();
   }
   ~Scratch() {
+    --loans();
     if (block_.bytes > kept().bytes) kept() = std::move(block_);
   }
   Scratch(const Scratch&) = delete;
@@ -65,8 +68,12 @@ class Scratch {
     }
   };
   static Block& kept() {
-    static thread_local Block block;
-    return block;
+    static thread_local Block blocks[2];
+    return blocks[loans() == 0 ? 0 : 1];
+  }
+  static int& loans() {
+    static thread_local int count = 0;
+    return count;
   }
 
   Block block_;
