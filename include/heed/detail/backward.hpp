@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -102,15 +103,18 @@ class Backward {
         group_(problem.kv_heads == 0 ? 0 : problem.heads / problem.kv_heads),
         vectors_((problem.queries + L::size - 1) / L::size),
         blocks_((vectors_ + block_vectors - 1) / block_vectors),
-        tile_keys_(std::min<Index>(48, problem.keys)),
         key_width_(padded<Accumulator>(problem.key_dim)),
-        value_width_(padded<Accumulator>(problem.value_dim)) {
+        value_width_(padded<Accumulator>(problem.value_dim)),
+        tile_keys_(std::min(tile_keys(), problem.keys)) {
     find_shared_biases();
     const Index heads = (batch_shared_ ? 1 : p_.batch) * (head_shared_ ? 1 : p_.kv_heads);
-    // About eight pieces of work, of three blocks or more.
+    // An even number, so that two pieces of work are equal; a piece has four blocks or more, or is
+    // one of two, as each has sums of its own to be added up.
     if (blocks_ >= 4) blocks_ += blocks_ % 2;
+    const auto pieces =
+        std::bit_floor(static_cast<std::size_t>(std::max<Index>(blocks_ / 4, blocks_ < 4 ? 1 : 2)));
     chunks_ = query_shared_ ? 1
-                            : std::clamp<Index>(blocks_ / 3, 1,
+                            : std::clamp<Index>(static_cast<Index>(pieces), 1,
                                                 std::max<Index>(1, 8 / std::max<Index>(1, heads)));
   }
 
@@ -134,8 +138,7 @@ class Backward {
       parallel_for(pool, heads * chunks_, [&](Index first, Index last) {
         Workspace space(*this);
         for (Index item = first; item < last; ++item) {
-          // Later queries see more keys under a causal mask: the longest piece first.
-          const Index head = item / chunks_, chunk = chunks_ - 1 - item % chunks_;
+          const Index head = item / chunks_, chunk = item % chunks_;
           const auto [batch, kv_head] = place(head);
           space.d_key = chunks_ > 1 ? partials + (head * chunks_ + chunk) * partial : space.sums;
           space.d_value = space.d_key + p_.keys * key_width_;
@@ -168,6 +171,14 @@ class Backward {
   static constexpr std::size_t modifiers = std::tuple_size_v<Modifiers>;
   static constexpr bool trains_features = Trained<Similarity> && by_feature;
   static constexpr bool trains_width = Trained<Similarity> && !by_feature && !transforms;
+
+  /// Keys of a tile: as many as leave keys and values in an eighth of the second-level cache (60
+  /// for 128 features and 512 KiB), within 24 .. 96 and a whole number of register tiles.
+  Index tile_keys() const {
+    const Index row = (key_width_ + value_width_) * static_cast<Index>(sizeof(Accumulator));
+    const Index keys = static_cast<Index>(Eigen::l2CacheSize()) / 8 / std::max<Index>(row, 1);
+    return std::clamp<Index>(keys, 24, 96) / 12 * 12;
+  }
 
   static KeySimilarity key_similarity(const Similarity& similarity) {
     if constexpr (product) {
@@ -267,6 +278,7 @@ class Backward {
     Accumulator *unused_parameter, *raw_query, *matrix, *matrix_transposed, *rows, *raw_d_query,
         *sums;
     Accumulator *d_key, *d_value, *parameters;  // of the piece of work
+    bool fresh = false;                         // whether nothing has been added to d_key yet
   };
 
   /// A block of queries of one head, and what its lanes have.
@@ -276,6 +288,7 @@ class Backward {
     alignas(64) Accumulator log_sum_exp[block_lanes];  // infinity where a lane is idle
     alignas(64) Accumulator delta[block_lanes];
     alignas(64) Accumulator alive[block_lanes];  // 1, or 0 for queries without keys and no queries
+    bool started[block_panels] = {};             // whether the panel's dQ is
     bool idle[block_panels];                     // whether a lane of the panel is
     bool dead = false;                           // whether a query is
     std::optional<bool> finite;                  // queries and dO, once asked for
@@ -284,12 +297,18 @@ class Backward {
 
   /// One piece of work: all queries of a key head, or a run of their blocks.
   void attend_back(Workspace& space, Index batch, Index kv_head, Index chunk) const {
-    std::fill(space.d_key, space.d_key + key_value_numbers(), Accumulator(0));
+    // Where nothing is hidden, the first block writes all sums.
+    space.fresh = !hides && product && chunk < blocks_;
+    if (!space.fresh) std::fill(space.d_key, space.d_key + key_value_numbers(), Accumulator(0));
     prepare_parameters(space);
     for (Index head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
-      for (Index n = chunk * blocks_ / chunks_; n < (chunk + 1) * blocks_ / chunks_; ++n) {
+      // Forth and back through the blocks, as under a causal mask the later ones have more to do.
+      for (Index turn = 0; turn * chunks_ < blocks_; ++turn) {
+        const Index n = turn * chunks_ + (turn % 2 == 0 ? chunk : chunks_ - 1 - chunk);
+        if (n >= blocks_) continue;
         block_back(space, batch, head, kv_head, n * vectors_ / blocks_ * L::size,
                    (n + 1) * vectors_ / blocks_ * L::size);
+        space.fresh = false;
       }
     }
   }
@@ -354,7 +373,9 @@ class Backward {
     const auto d_output = slab(pass_.grad_output, batch, head);
     const auto output = slab(pass_.output, batch, head);
 
-    std::fill(space.d_query, space.d_query + key_width_ * block_lanes, Accumulator(0));
+    if constexpr (!product) {
+      std::fill(space.d_query, space.d_query + key_width_ * block_lanes, Accumulator(0));
+    }
     pack_features<ValuePanels>(d_output, first, block.count, p_.value_dim, block_lanes,
                                space.d_output);
     if constexpr (!transforms) {
@@ -373,18 +394,10 @@ class Backward {
             query_there ? static_cast<Accumulator>(pass_.log_sum_exp(batch, head, first + lane))
                         : -std::numeric_limits<Accumulator>::infinity();
         const bool alive = lse != -std::numeric_limits<Accumulator>::infinity();
-        Accumulator delta = 0;
-        if (alive) {
-          for (Index c = 0; c < p_.value_dim; ++c) {
-            delta += static_cast<Accumulator>(d_output(first + lane, c)) *
-                     static_cast<Accumulator>(output(first + lane, c));
-          }
-        } else {
-          block.idle[n] = true;
-          block.dead = block.dead || query_there;
-        }
+        block.idle[n] = block.idle[n] || !alive;
+        block.dead = block.dead || (query_there && !alive);
         block.log_sum_exp[lane] = alive ? lse : std::numeric_limits<Accumulator>::infinity();
-        block.delta[lane] = delta;
+        block.delta[lane] = alive ? row_dot(d_output, output, first + lane) : Accumulator(0);
         block.alive[lane] = alive;
       }
       block.masks[n].emplace(mask_, batch, head, at, count, p_.keys);
@@ -418,6 +431,27 @@ class Backward {
     }
   }
 
+  /// sum over c of a(row, c) b(row, c).
+  template <class A, class B>
+  Accumulator row_dot(const Slab<const A>& a, const Slab<const B>& b, Index row) const {
+    Accumulator sum = 0;
+    Index c = 0;
+    if (a.column_stride == 1 && b.column_stride == 1) {
+      L sums(0);
+      for (; c + L::size <= p_.value_dim; c += L::size) {
+        sums =
+            fma(load_widened<Accumulator>(&a(row, c)), load_widened<Accumulator>(&b(row, c)), sums);
+      }
+      alignas(64) Accumulator lanes[L::size];
+      sums.store(lanes);
+      for (Accumulator lane : lanes) sum += lane;
+    }
+    for (; c < p_.value_dim; ++c) {
+      sum += static_cast<Accumulator>(a(row, c)) * static_cast<Accumulator>(b(row, c));
+    }
+    return sum;
+  }
+
   /// q M, to lanes over queries in the scorer and to rows.
   template <int Vectors>
   void transform_queries(Workspace& space, const Block& block, const QueryPanel& panel,
@@ -435,7 +469,15 @@ class Backward {
     unpack_lanes(transformed, factor, lanes, panel.count, p_.key_dim, rows, panel.first);
     const Slab<const Accumulator> packed{space.rows, p_.key_dim, 1};
     space.key_scorers[n].template pack<Vectors>(packed, panel.first, panel.count);
-    std::fill(transformed, transformed + p_.key_dim * lanes, Accumulator(0));
+  }
+
+  /// dQ of a panel that no tile has written begins at 0.
+  void start_query(Workspace& space, Block& block, Index n) const {
+    const QueryPanel& panel = block.panels[static_cast<std::size_t>(n)];
+    Accumulator* d_query = space.d_query + panel.first * p_.key_dim;
+    if (product && !std::exchange(block.started[n], true)) {
+      std::fill(d_query, d_query + panel.lanes * p_.key_dim, Accumulator(0));
+    }
   }
 
   void tile_back(Workspace& space, Block& block, const auto& key, const auto& value, Index first,
@@ -464,14 +506,16 @@ class Backward {
       });
     }
     if (by_pairs) {
+      for (Index n = 0; n < block.panel_count; ++n) start_query(space, block, n);
       add_pairs(space, block, k, first, keys);
       return;
     }
     add_outer(block.panels.data(), block.panel_count, space.weights, tile_keys_, keys,
-              space.d_output, block_lanes, p_.value_dim, space.d_value, p_.keys, first);
+              space.d_output, block_lanes, p_.value_dim, space.d_value, p_.keys, first,
+              space.fresh);
     if constexpr (product) {
       add_outer(block.panels.data(), block.panel_count, space.slopes, tile_keys_, keys, space.query,
-                block_lanes, p_.key_dim, space.d_key, p_.keys, first);
+                block_lanes, p_.key_dim, space.d_key, p_.keys, first, space.fresh);
     } else if constexpr (!flat) {
       pack_features<KeyPanels>(Slab<const Accumulator>{k.data, k.stride, 1}, 0, keys, p_.key_dim,
                                tile_keys_, space.key);
@@ -506,7 +550,7 @@ class Backward {
     if constexpr (!product) finish_scores(tile, space.scores);
     modify(space, tile);
     if (dropout_.active()) drop(space, tile, slopes);
-    softmax_back(space, block, n, tile, slopes);
+    softmax_back(space, block, n, tile, slopes, key);
     modify_back(space, gradients);
     if constexpr (!product && !flat) finish_back(space, gradients);
     // Keys that the panel sees none of, but others do.
@@ -516,7 +560,8 @@ class Backward {
       if (by_pairs) return;
       alignas(64) Accumulator ones[lanes];
       std::fill(ones, ones + lanes, Accumulator(1));
-      add_product<Vectors>(slopes, key, panel.keys, p_.key_dim, ones,
+      add_product<Vectors>(slopes, key, panel.keys, p_.key_dim,
+                           std::exchange(block.started[n], true) ? ones : nullptr,
                            space.d_query + panel.first * p_.key_dim);
     }
   }
@@ -600,14 +645,15 @@ class Backward {
   /// Scores become P keep, dP becomes dS.
   template <int Vectors>
   void softmax_back(Workspace& space, const Block& block, Index n,
-                    const ScoreTile<Accumulator, Vectors>& tile, Accumulator* slopes) const {
+                    const ScoreTile<Accumulator, Vectors>& tile, Accumulator* slopes,
+                    const Rows<Accumulator>& key) const {
     const QueryPanel& panel = block.panels[static_cast<std::size_t>(n)];
     const Mask& mask = *block.masks[n];
     const auto go = [&](Index begin, Index end, const auto& seen) {
       if (dropout_.active()) {
-        softmax_rows(block, panel, tile, slopes, space.keeps, begin, end, seen);
+        softmax_rows(block, panel, tile, slopes, space.keeps, begin, end, seen, key, p_.key_dim);
       } else {
-        softmax_rows(block, panel, tile, slopes, nullptr, begin, end, seen);
+        softmax_rows(block, panel, tile, slopes, nullptr, begin, end, seen, key, p_.key_dim);
       }
     };
     const auto all = [](Index, int, L x) __attribute__((always_inline)) { return x; };
@@ -630,7 +676,8 @@ class Backward {
   EIGEN_DONT_INLINE static void softmax_rows(const Block& block, const QueryPanel& panel,
                                              const ScoreTile<Accumulator, Vectors>& tile,
                                              Accumulator* slopes, const auto& keeps, Index begin,
-                                             Index end, const auto& seen) {
+                                             Index end, const auto& seen,
+                                             const Rows<Accumulator>& key, Index key_dim) {
     L lse[Vectors], delta[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
@@ -643,8 +690,10 @@ class Backward {
           L weight[Keys * Vectors];
           Accumulator* score = tile.scores + j * tile.lanes;
           Accumulator* slope = slopes + j * tile.lanes;
-      // The difference first: it is exact where it matters. At most 0, as log_sum_exp may be
-      // rounded to below the score of an only key.
+          // The product with the keys comes next, and goes down their columns.
+          for (int r = 0; r < Keys; ++r) fetch(key[j + r], key_dim);
+        // The difference first: it is exact where it matters. At most 0, as log_sum_exp may be
+        // rounded to below the score of an only key.
 #pragma GCC unroll 16
           for (int i = 0; i < Keys * Vectors; ++i) {
             weight[i] = min((L::load(score + i * L::size) - lse[i % Vectors]) * L(log2_e), L(0));
@@ -663,7 +712,7 @@ class Backward {
         begin);
   }
 
-  void close_block(Workspace& space, const Block& block) const {
+  void close_block(Workspace& space, Block& block) const {
     const auto to = slab(gradients_.query, block.batch, block.head);
     if constexpr (!product) {
       unpack_features<KeyPanels>(static_cast<const Accumulator*>(space.d_query), 1, 0, block_lanes,
@@ -673,6 +722,7 @@ class Backward {
       std::fill(factor, factor + panel_lanes, score_.similarity.query_factor);
       for (Index n = 0; n < block.panel_count; ++n) {
         const QueryPanel& panel = block.panels[static_cast<std::size_t>(n)];
+        start_query(space, block, n);
         const Accumulator* d_query = space.d_query + panel.first * p_.key_dim;
         if constexpr (transforms) {
           with_vectors(panel.lanes, [&]<int Vectors>() {
@@ -695,7 +745,7 @@ class Backward {
         const Slab<const Accumulator> rows{space.rows, p_.key_dim, 1};
         pack_features<KeyPanels>(rows, 0, block.count, p_.key_dim, block_lanes, space.query);
         add_outer(panels.data(), block.panel_count, space.raw_query, p_.query_dim, p_.query_dim,
-                  space.query, block_lanes, p_.key_dim, space.parameters, p_.query_dim, 0);
+                  space.query, block_lanes, p_.key_dim, space.parameters, p_.query_dim, 0, false);
       }
     }
   }
@@ -837,8 +887,9 @@ class Backward {
   Product<Accumulator> value_similarity_{Accumulator(1)};
   bool key_in_place_, value_in_place_;
   bool batch_shared_ = false, head_shared_ = false, query_shared_ = false;
-  Index group_, vectors_, blocks_, chunks_, tile_keys_;
+  Index group_, vectors_, blocks_, chunks_;
   Index key_width_, value_width_;  // features rounded up to whole vectors
+  Index tile_keys_;
 };
 
 }  // namespace heed::detail

@@ -33,18 +33,21 @@ void pack_features(const Slab<const Scalar>& x, Index first, Index count, Index 
                    Index capacity, Accumulator* out, Accumulator factor = Accumulator(1)) {
   using L = Lanes<Accumulator>;
   const PanelsOf panels(columns);
-  for (Index p = 0; p < panels.count; ++p) {
-    const auto panel = panels[p];
-    const Index end = panel.first + panel.vectors * L::size;
-    Accumulator* to = out + panel.first * capacity;
-    for (Index row = first; row < first + count; ++row) {
-      for (Index c = panel.first; c < end; c += L::size, to += L::size) {
-        if (x.column_stride == 1 && c + L::size <= columns) {
-          (load_widened<Accumulator>(&x(row, c)) * L(factor)).store(to);
+  const Index whole = x.column_stride == 1 ? columns / L::size * L::size : 0;
+  for (Index row = 0; row < count; ++row) {
+    const Scalar* from = &x(first + row, 0);
+    for (Index p = 0; p < panels.count; ++p) {
+      const auto panel = panels[p];
+      const Index width = panel.vectors * L::size;
+      Accumulator* to = out + panel.first * capacity + row * width;
+      for (Index c = panel.first; c < panel.first + width; c += L::size, to += L::size) {
+        if (c < whole) {
+          (load_widened<Accumulator>(from + c) * L(factor)).store(to);
         } else {
           for (Index lane = 0; lane < L::size; ++lane) {
-            to[lane] = c + lane < columns ? static_cast<Accumulator>(x(row, c + lane)) * factor
-                                          : Accumulator(0);
+            to[lane] = c + lane < columns
+                           ? static_cast<Accumulator>(from[(c + lane) * x.column_stride]) * factor
+                           : Accumulator(0);
           }
         }
       }
@@ -60,21 +63,23 @@ void unpack_features(const Accumulator* from, Index parts, Index distance, Index
                      Index from_row) {
   using L = Lanes<Accumulator>;
   const PanelsOf panels(columns);
+  const Index whole = x.column_stride == 1 ? columns / L::size * L::size : 0;
   for (Index p = 0; p < panels.count; ++p) {
     const auto panel = panels[p];
     const Index width = panel.vectors * L::size;
+    const Accumulator* at = from + panel.first * capacity + from_row * width;
     for (Index row = first; row < first + count; ++row) {
-      const Accumulator* at = from + panel.first * capacity + (row - first + from_row) * width;
+      Scalar* to = &x(row, 0);
       for (Index c = panel.first; c < panel.first + width; c += L::size, at += L::size) {
         L sum = L::load(at);
         for (Index part = 1; part < parts; ++part) sum += L::load(at + part * distance);
-        if (x.column_stride == 1 && c + L::size <= columns) {
-          store_narrowed(sum, &x(row, c));
+        if (c < whole) {
+          store_narrowed(sum, to + c);
         } else {
           alignas(64) Accumulator lanes[L::size];
           sum.store(lanes);
           for (Index lane = 0; lane < std::min(L::size, columns - c); ++lane) {
-            x(row, c + lane) = static_cast<Scalar>(lanes[lane]);
+            to[(c + lane) * x.column_stride] = static_cast<Scalar>(lanes[lane]);
           }
         }
       }
@@ -93,6 +98,14 @@ Index feature_offset(Index columns, Index capacity, Index row, Index column) {
          panel.first;
 }
 
+/// Asks for numbers to be brought near.
+template <class Scalar>
+EIGEN_ALWAYS_INLINE void fetch(const Scalar* from, Index count) {
+  for (Index at = 0; at < count; at += 64 / static_cast<Index>(sizeof(Scalar))) {
+    __builtin_prefetch(from + at);
+  }
+}
+
 /// A panel of queries within a block: lanes `first` to first + lanes - 1, of which `count` are
 /// queries, and how many of a tile's keys it is concerned with.
 struct QueryPanel {
@@ -100,11 +113,12 @@ struct QueryPanel {
 };
 
 /// sums[row][c] += sum over queries i of pairs[row][i] * features[i][c], for the columns of one
-/// panel of features. `pairs` holds each panel of queries as [row][lane], `capacity` rows of them.
+/// panel of features; fresh sums start at 0. `pairs` holds each panel of queries as [row][lane],
+/// `capacity` rows of them.
 template <int Vectors, class Accumulator>
 EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
                                  const Accumulator* pairs, Index capacity, Index rows,
-                                 const Accumulator* features, Accumulator* sums) {
+                                 const Accumulator* features, Accumulator* sums, bool fresh) {
   using L = Lanes<Accumulator>;
   constexpr Index width = Vectors * L::size;
   for_each_tile<tile_rows<Vectors>>(
@@ -114,8 +128,12 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 16
-          for (int v = 0; v < Vectors; ++v) sum[r][v] = L::load(to + r * width + v * L::size);
+          for (int v = 0; v < Vectors; ++v) {
+            sum[r][v] = fresh ? L(0) : L::load(to + r * width + v * L::size);
+          }
         }
+        // The next sums, which the products of the next rows would wait for.
+        fetch(to + Rows * width, Rows * width);
         for (Index p = 0; p < panel_count; ++p) {
           const QueryPanel& panel = panels[p];
           if (j >= panel.keys) continue;
@@ -151,7 +169,7 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
 template <class Accumulator>
 void add_outer(const QueryPanel* query_panels, Index panel_count, const Accumulator* pairs,
                Index capacity, Index rows, const Accumulator* features, Index queries,
-               Index columns, Accumulator* sums, Index sum_capacity, Index first_row) {
+               Index columns, Accumulator* sums, Index sum_capacity, Index first_row, bool fresh) {
   using L = Lanes<Accumulator>;
   const Panels<Accumulator> panels(columns);
   for (Index p = 0; p < panels.count; ++p) {
@@ -159,7 +177,7 @@ void add_outer(const QueryPanel* query_panels, Index panel_count, const Accumula
     const auto add = [&]<int Vectors>(std::integral_constant<int, Vectors>) {
       add_outer<Vectors>(query_panels, panel_count, pairs, capacity, rows,
                          features + panel.first * queries,
-                         sums + panel.first * sum_capacity + first_row * Vectors * L::size);
+                         sums + panel.first * sum_capacity + first_row * Vectors * L::size, fresh);
     };
     switch (panel.vectors) {
       case 1:
