@@ -33,8 +33,10 @@ EIGEN_DONT_INLINE void add_bias(const ScoreTile<Scalar, Vectors>& tile,
     for (Index lane = 0; lane < lanes; lane += n) {
       if constexpr (std::is_same_v<Number, Scalar>) {
         if (added.column_stride == 1 && keys == n && lane + n <= tile.queries) {
-          transpose_square(&added(tile.query + lane, tile.key + j), added.row_stride, turned + lane,
-                           lanes);
+          const Number* from = &added(tile.query + lane, tile.key + j);
+          // Rows are many streams, too many for the processor to foresee.
+          for (Index l = 0; l < n; ++l) __builtin_prefetch(from + l * added.row_stride + 4 * n);
+          transpose_square(from, added.row_stride, turned + lane, lanes);
           continue;
         }
       }
