@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "heed/linear.hpp"
 #include "score_support.hpp"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -122,6 +123,41 @@ TEST(Allocations, NorWithParametersDropoutAndLengths) {
   none(additive(w));
   none(bilinear(m));
   none(dot_product() | bias(pairs) | alibi(slopes));
+}
+
+TEST(Allocations, NorForOneQuery) {
+  for (const Index kv_heads : {1, 4}) {
+    const Inputs in({.batch = 2,
+                     .heads = 4,
+                     .key_heads = kv_heads,
+                     .queries = 1,
+                     .keys = 2500,
+                     .dim = 64,
+                     .width = 32});
+    const auto q = make<float, 4>(in.query), k = make<float, 4>(in.key),
+               v = make<float, 4>(in.value);
+    Tensor<float, 4> out(2, 4, 1, 32);
+    const auto call = [&] { attention_into(out, q, k, v, scaled_dot_product(), causal()); };
+    call();
+    EXPECT_EQ(allocations_of(call), 0);
+  }
+}
+
+TEST(Allocations, NorForMatrixProductsAndLinear) {
+  for (const Index n : {1, 7, 64, 300}) {
+    const Matrix<float> a = Matrix<float>::Random(n, n + 1), b = Matrix<float>::Random(n + 1, n);
+    Matrix<float> c(n, n);
+    const auto product = [&] { batched_matmul_into(c, a, b); };
+    product();
+    EXPECT_EQ(allocations_of(product), 0) << n;
+    const auto turned = [&] { batched_matmul_into(c, transposed(b), transposed(a)); };
+    turned();
+    EXPECT_EQ(allocations_of(turned), 0) << n;
+    const Linear<float> linear{Matrix<float>::Random(n, n + 1), Vector<float>::Random(n)};
+    const auto projection = [&] { linear.into(c, a); };
+    projection();
+    EXPECT_EQ(allocations_of(projection), 0) << n;
+  }
 }
 
 }  // namespace
