@@ -48,6 +48,22 @@ TEST(Into, WritesBackIntoPackedHeads) {
   });
 }
 
+// Rows that lie apart are read in place by few queries, and copied for many.
+TEST(Into, PackedHeadsGiveTheBitsOfSeparateOnes) {
+  for (const Index queries : {5, 500}) {
+    const auto q = make<float, 3>(random({2, 1, queries, 36}, 1)),
+               k = make<float, 3>(random({2, 1, 401, 18}, 2)),
+               v = make<float, 3>(random({2, 1, 401, 14}, 3));
+    const auto apart = [](const auto& x, Index heads) {
+      return make<float, 4>(reference(split_heads(x, heads)));
+    };
+    EXPECT_TRUE(same(reference(attention(split_heads(q, 4), split_heads(k, 2), split_heads(v, 2),
+                                         scaled_dot_product(), causal())),
+                     reference(attention(apart(q, 4), apart(k, 2), apart(v, 2),
+                                         scaled_dot_product(), causal()))));
+  }
+}
+
 TEST(Into, BlocksAndMapsOfMatrices) {
   const Inputs in({.queries = 9, .keys = 30, .dim = 4, .width = 5});
   const auto q = make<float, 2>(in.query), k = make<float, 2>(in.key), v = make<float, 2>(in.value);

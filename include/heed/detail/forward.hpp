@@ -65,8 +65,8 @@ class Forward {
         out_(out),
         log_sum_exp_(log_sum_exp),
         panels_(problem.queries, panel_width(problem.queries)),
-        key_in_place_(readable_in_place<Accumulator>(in.key)),
-        value_in_place_(readable_in_place<Accumulator>(in.value)),
+        key_in_place_(readable_in_place<Accumulator>(in.key, panels_.count)),
+        value_in_place_(readable_in_place<Accumulator>(in.value, panels_.count)),
         tile_keys_(std::min(tile_keys(), problem.keys)),
         copied_at_once_(problem.keys * (problem.key_dim + problem.value_dim) <= copied_numbers
                             ? problem.keys
