@@ -406,6 +406,7 @@ struct Pairwise : detail::ScoreTag {
   template <class Accumulator>
   struct Similarity {
     static constexpr bool one_instruction = false;
+    static constexpr bool arbitrary = true;
     Accumulator query_factor, unit;
     F term;
     template <class T>

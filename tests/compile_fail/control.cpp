@@ -9,4 +9,12 @@ void calls(const heed::Tensor<float, 4>& q, const heed::Tensor<float, 4>& k,
   heed::attention(q, k, v, heed::scaled_dot_product() | heed::bias(numbers));
   heed::attention(q, k, v, heed::scaled_dot_product(), heed::allow(booleans));
   heed::scaled_dot_product_attention(q, k, v, heed::causal());
+
+  const auto score = heed::pairwise([](auto x, auto y) { return x * y; }) |
+                     heed::score_mod([](auto s, heed::Index, heed::Index, heed::Index,
+                                        heed::Index) { return 2 * s; });
+  const auto pass = heed::attention_forward(q, k, v, score);
+  heed::attention_backward(q, k, v, pass, pass.output, score);
+  heed::Vector<float> w, dw;
+  heed::additive(w, dw);
 }

@@ -73,6 +73,7 @@ class Backward {
   static constexpr bool flat = requires(const Similarity& s) { s.flat; };
   static constexpr bool transforms = requires(const Similarity& s) { s.transform; };
   static constexpr bool by_feature = requires(const Similarity& s) { s.parameter(0); };
+  static constexpr bool tanh = SumOfTanh<Similarity>;
   using KeySimilarity =
       std::conditional_t<product, Product<Accumulator>,
                          Sums<std::conditional_t<product, Product<Accumulator>, Similarity>>>;
@@ -242,6 +243,8 @@ class Backward {
       body(key_copy, b.key_in_place_ ? 0 : keys * b.p_.key_dim);
       body(value_copy, b.value_in_place_ ? 0 : keys * b.p_.value_dim);
       body(key, product ? 0 : b.key_width_ * keys);
+      body(query_exp, tanh ? b.key_width_ * block_lanes : 0);
+      body(key_exp, tanh ? b.key_width_ * keys : 0);
       body(parameter, product ? 0 : b.key_width_);
       body(unused_parameter, product ? 0 : b.key_width_);
       const Index query_dim = transforms ? b.p_.query_dim : 0;
@@ -274,7 +277,8 @@ class Backward {
     std::array<KeyScorer, block_panels> key_scorers;
     std::array<ValueScorer, block_panels> value_scorers;
     Accumulator *weights, *slopes, *scores, *modifier_slopes, *keeps, *mask_pairs;
-    Accumulator *query, *d_output, *d_query, *key_copy, *value_copy, *key, *parameter;
+    Accumulator *query, *d_output, *d_query, *key_copy, *value_copy, *key, *parameter, *query_exp,
+        *key_exp;
     Accumulator *unused_parameter, *raw_query, *matrix, *matrix_transposed, *rows, *raw_d_query,
         *sums;
     Accumulator *d_key, *d_value, *parameters;  // of the piece of work
@@ -291,19 +295,19 @@ class Backward {
     bool started[block_panels] = {};             // whether the panel's dQ is
     bool idle[block_panels];                     // whether a lane of the panel is
     bool dead = false;                           // whether a query is
+    bool tame = false;                           // whether query_exp can be used
     std::optional<bool> finite;                  // queries and dO, once asked for
     std::optional<Mask> masks[block_panels];
   };
 
   /// One piece of work: all queries of a key head, or a run of their blocks.
   void attend_back(Workspace& space, Index batch, Index kv_head, Index chunk) const {
-    // Where nothing is hidden, the first block writes all sums.
-    space.fresh = !hides && product && chunk < blocks_;
-    if (!space.fresh) std::fill(space.d_key, space.d_key + key_value_numbers(), Accumulator(0));
+    space.fresh = true;
     prepare_parameters(space);
     for (Index head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
-      // Forth and back through the blocks, as under a causal mask the later ones have more to do.
-      for (Index turn = 0; turn * chunks_ < blocks_; ++turn) {
+      // Forth and back through the blocks, as under a causal mask the later ones have more to do;
+      // the last first, which sees the most keys and so begins the most sums.
+      for (Index turn = (blocks_ - 1) / chunks_; turn >= 0; --turn) {
         const Index n = turn * chunks_ + (turn % 2 == 0 ? chunk : chunks_ - 1 - chunk);
         if (n >= blocks_) continue;
         block_back(space, batch, head, kv_head, n * vectors_ / blocks_ * L::size,
@@ -311,6 +315,13 @@ class Backward {
         space.fresh = false;
       }
     }
+    if (space.fresh) clear_sums(space, 0, p_.keys);
+  }
+
+  /// Sums of keys that the first block adds nothing to.
+  void clear_sums(Workspace& space, Index first, Index count) const {
+    clear_features<KeyPanels>(space.d_key, p_.keys, p_.key_dim, first, count);
+    clear_features<ValuePanels>(space.d_value, p_.keys, p_.value_dim, first, count);
   }
 
   void prepare_parameters(Workspace& space) const {
@@ -354,6 +365,10 @@ class Backward {
     for (Index n = 0; n < block.panel_count; ++n) {
       from = std::min(from, block.masks[n]->begin());
       to = std::max(to, block.masks[n]->end());
+    }
+    if (space.fresh) {
+      clear_sums(space, 0, std::min(from, p_.keys));
+      if (from < to) clear_sums(space, to, p_.keys - to);
     }
     for (Index k = from; k < to; k += tile_keys_) {
       tile_back(space, block, key, value, k, std::min(tile_keys_, to - k));
@@ -429,6 +444,10 @@ class Backward {
         }
       }
     }
+    if constexpr (tanh) {
+      block.tame =
+          double_exponentials(space.query, block_lanes, block.count, p_.key_dim, space.query_exp);
+    }
   }
 
   /// sum over c of a(row, c) b(row, c).
@@ -492,7 +511,10 @@ class Backward {
       seen = seen || coverage != Coverage::empty;
       partial = partial || coverage != Coverage::full;
     }
-    if (!seen) return;
+    if (!seen) {
+      if (space.fresh) clear_sums(space, first, keys);
+      return;
+    }
     const auto k =
         rows_of<Accumulator>(key, first, keys, p_.key_dim, key_in_place_, space.key_copy);
     const auto v =
@@ -506,6 +528,7 @@ class Backward {
       });
     }
     if (by_pairs) {
+      if (space.fresh) clear_sums(space, first, keys);
       for (Index n = 0; n < block.panel_count; ++n) start_query(space, block, n);
       add_pairs(space, block, k, first, keys);
       return;
@@ -516,15 +539,37 @@ class Backward {
     if constexpr (product) {
       add_outer(block.panels.data(), block.panel_count, space.slopes, tile_keys_, keys, space.query,
                 block_lanes, p_.key_dim, space.d_key, p_.keys, first, space.fresh);
-    } else if constexpr (!flat) {
+    } else {
+      if (space.fresh) {
+        clear_features<KeyPanels>(space.d_key, p_.keys, p_.key_dim, first, keys);
+      }
+      if constexpr (flat) return;
       pack_features<KeyPanels>(Slab<const Accumulator>{k.data, k.stride, 1}, 0, keys, p_.key_dim,
                                tile_keys_, space.key);
-      add_slopes(score_.similarity,
-                 SlopeTile<Accumulator>{
-                     block.panels.data(), block.panel_count, space.slopes, tile_keys_, keys,
-                     p_.key_dim, space.query, space.key, block_lanes, tile_keys_, space.parameter,
-                     space.d_query, space.d_key + first * L::size,
-                     trains_features ? space.parameters : space.unused_parameter, p_.keys});
+      SlopeTile<Accumulator> tile{block.panels.data(),
+                                  block.panel_count,
+                                  space.slopes,
+                                  tile_keys_,
+                                  keys,
+                                  p_.key_dim,
+                                  space.query,
+                                  space.key,
+                                  block_lanes,
+                                  tile_keys_,
+                                  space.parameter,
+                                  space.d_query,
+                                  space.d_key + first * L::size,
+                                  trains_features ? space.parameters : space.unused_parameter,
+                                  p_.keys};
+      if constexpr (tanh) {
+        if (block.tame &&
+            double_exponentials(space.key, tile_keys_, keys, p_.key_dim, space.key_exp)) {
+          tile.query = space.query_exp;
+          tile.key = space.key_exp;
+          return add_tanh_slopes(tile, trains_features);
+        }
+      }
+      add_slopes(score_.similarity, tile);
     }
   }
 

@@ -64,12 +64,12 @@ void unpack_features(const Accumulator* from, Index parts, Index distance, Index
   using L = Lanes<Accumulator>;
   const PanelsOf panels(columns);
   const Index whole = x.column_stride == 1 ? columns / L::size * L::size : 0;
-  for (Index p = 0; p < panels.count; ++p) {
-    const auto panel = panels[p];
-    const Index width = panel.vectors * L::size;
-    const Accumulator* at = from + panel.first * capacity + from_row * width;
-    for (Index row = first; row < first + count; ++row) {
-      Scalar* to = &x(row, 0);
+  for (Index row = 0; row < count; ++row) {
+    Scalar* to = &x(first + row, 0);
+    for (Index p = 0; p < panels.count; ++p) {
+      const auto panel = panels[p];
+      const Index width = panel.vectors * L::size;
+      const Accumulator* at = from + panel.first * capacity + (from_row + row) * width;
       for (Index c = panel.first; c < panel.first + width; c += L::size, at += L::size) {
         L sum = L::load(at);
         for (Index part = 1; part < parts; ++part) sum += L::load(at + part * distance);
@@ -84,6 +84,18 @@ void unpack_features(const Accumulator* from, Index parts, Index distance, Index
         }
       }
     }
+  }
+}
+
+/// Rows first .. first + count-1 of such a layout become 0.
+template <class PanelsOf, class Accumulator>
+void clear_features(Accumulator* features, Index capacity, Index columns, Index first,
+                    Index count) {
+  const PanelsOf panels(columns);
+  for (Index p = 0; p < panels.count; ++p) {
+    const Index width = panels[p].vectors * Lanes<Accumulator>::size;
+    Accumulator* from = features + panels[p].first * capacity + first * width;
+    std::fill(from, from + count * width, Accumulator(0));
   }
 }
 

@@ -24,6 +24,7 @@ namespace heed::detail {
 ///   finish_slope(sum)     derivative of the score by the sum
 ///   width_slope(sum)      derivative of the score by the parameter that all features share, if any
 ///   flat                  declared where the score has no slope anywhere
+///   arbitrary             declared where slopes of finite features may be infinite
 ///   gradient              View to which the gradient of parameters() is added, or NoGradient
 struct ScoreTag {};
 /// Base of what changes a score. `bind<Accumulator>(problem)` gives a function of

@@ -78,4 +78,105 @@ EIGEN_DONT_INLINE void add_slopes(const Similarity& similarity,
   }
 }
 
+/// e^2x of features with lanes over them, `count` rows of `capacity`; false where one of them is
+/// beyond the limit below which the product of two 1 + e^2q e^2k cannot overflow, or NaN.
+template <class Accumulator>
+EIGEN_DONT_INLINE bool double_exponentials(const Accumulator* features, Index capacity, Index count,
+                                           Index columns, Accumulator* result) {
+  using L = Lanes<Accumulator>;
+  const L limit(std::log(std::numeric_limits<Accumulator>::max()) / Accumulator(10));
+  L wild(0);
+  const SingleVectors<Accumulator> panels(columns);
+  for (Index p = 0; p < panels.count; ++p) {
+    const Index start = panels[p].first * capacity;
+    for (Index at = start; at < start + count * L::size; at += L::size) {
+      const L x = L::load(features + at);
+      wild = select(abs(x) <= limit, wild, L(1));
+      exp(x + x).store(result + at);
+    }
+  }
+  alignas(64) Accumulator lanes[L::size];
+  wild.store(lanes);
+  return std::none_of(lanes, lanes + L::size, [](Accumulator lane) { return lane != 0; });
+}
+
+/// add_slopes for sums of w tanh(q + k), from e^2q and e^2k in place of q and k. With
+/// r = 1 / (1 + e^2q e^2k), tanh = 1 - 2 r and its derivative is 4 r (1 - r); two keys share a
+/// division, r1 = (1 + a2) / ((1 + a1) (1 + a2)).
+template <class Accumulator>
+EIGEN_DONT_INLINE void add_tanh_slopes(const SlopeTile<Accumulator>& tile, bool trained) {
+  using L = Lanes<Accumulator>;
+  constexpr Index n = L::size;
+  L total(0);
+  for (Index p = 0; p < tile.panel_count; ++p) {
+    const QueryPanel& panel = tile.panels[p];
+    const Accumulator* x = tile.gradients + panel.first * tile.gradient_capacity;
+    // Lanes that are no queries hold 0.
+    for (Index at = 0; at < panel.keys * panel.lanes; at += n) total += L::load(x + at);
+  }
+  alignas(64) Accumulator totals[n];
+  total.store(totals);
+  Accumulator sum = 0;
+  for (Accumulator lane : totals) sum += lane;
+
+  for (Index h = 0; h < tile.dim; h += n) {
+    const L factor = L::load(tile.parameter + h) * L(4);
+    L by_r(0);
+    const auto go = [&]<int Keys, bool Trained>(Index j) __attribute__((always_inline)) {
+      constexpr int pairs = (Keys + 1) / 2;
+      L key[Keys], d_key[Keys];
+#pragma GCC unroll 16
+      for (int r = 0; r < Keys; ++r) {
+        key[r] = L::load(tile.key + h * tile.key_capacity + (j + r) * n);
+        d_key[r] = L(0);
+      }
+      for (Index p = 0; p < tile.panel_count; ++p) {
+        const QueryPanel& panel = tile.panels[p];
+        if (j >= panel.keys) continue;
+        const Accumulator* x =
+            tile.gradients + panel.first * tile.gradient_capacity + j * panel.lanes;
+        const Index start = h * tile.query_capacity + panel.first * n;
+        const Index stride = panel.lanes;
+        for (Index i = 0; i < panel.count; ++i) {
+          const L query = L::load(tile.query + start + i * n);
+          L d_query(0);
+#pragma GCC unroll 16
+          for (int pair = 0; pair < pairs; ++pair) {
+            const int one = 2 * pair, two = std::min(one + 1, Keys - 1);
+            const L a = fma(query, key[one], L(1)), b = fma(query, key[two], L(1));
+            const L inverse = L(1) / (a * b);
+#pragma GCC unroll 2
+            for (int k = one; k <= two; ++k) {
+              const L r = (k == one ? b : a) * inverse;
+              const L slope = fma(-r, r, r), g(x[k * stride + i]);
+              d_query = fma(g, slope, d_query);
+              d_key[k] = fma(g, slope, d_key[k]);
+              if constexpr (Trained) by_r = fma(g, r, by_r);
+            }
+          }
+          Accumulator* to = tile.d_query + start + i * n;
+          fma(factor, d_query, L::load(to)).store(to);
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < Keys; ++r) {
+        Accumulator* to = tile.d_key + h * tile.d_key_capacity + (j + r) * n;
+        fma(factor, d_key[r], L::load(to)).store(to);
+      }
+    };
+    if (trained) {
+      for_each_tile<4>(
+          tile.keys, [&]<int Keys>(Index j)
+                         __attribute__((always_inline)) { go.template operator()<Keys, true>(j); });
+      const L d_parameter = fma(L(-2), by_r, L(sum));
+      (L::load(tile.d_parameter + h) + d_parameter).store(tile.d_parameter + h);
+    } else {
+      for_each_tile<4>(
+          tile.keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
+            go.template operator()<Keys, false>(j);
+          });
+    }
+  }
+}
+
 }  // namespace heed::detail
