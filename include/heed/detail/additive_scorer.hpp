@@ -17,163 +17,231 @@ concept SumOfTanh = requires(const S& s) {
   s.unit;
 };
 
-/// With a = e^2q e^2k, tanh(q + k) = 1 - 2 / (1 + a): the exponentials are taken once for a query's
-/// and a key's feature, and a pair costs a multiply-add and its share of a division. Two features
-/// share one,
-///   w1 / (1 + a1) + w2 / (1 + a2) = (w1 (1 + a2) + w2 (1 + a1)) / ((1 + a1) (1 + a2)),
-/// and (w1 + w2) / 2 is taken off each such pair, so that the sums stay as small as those of tanh.
-/// The error of a feature is absolute, some units of rounding of |w_h|.
+/// With x the sum q + k, negated where w is negative, and a = e^2x,
+///   w tanh(q + k) = |w| tanh x = |w| - 2 |w| / (1 + a) = 1 / u - 2 / (u + u a),  u = 1 / |w|.
+/// u a = (u e^2q) e^2k is a product of exponentials that are taken once for a query and once for a
+/// key, so that a feature of a pair costs one multiply-add, A = u + u a, and its share of a
+/// division, which four features have in common:
+///   1/A + 1/B + 1/C + 1/D = (((A + B) C + A B) D + A B C) / (A B C D).
+/// Nothing is negative, so nothing cancels. What the four would be for x = 0, the sum of 1 / (2 u),
+/// is taken off each time, and the sums stay as small as those of tanh. The error is absolute, some
+/// units of rounding of the largest |w|.
 ///
-/// The product of two sums must not overflow: a feature beyond `limit` makes its query or key wild,
-/// and the pairs of that query or key are computed by tanh itself. So a pair's score depends on the
-/// pair alone.
+/// Range: u is in units of `tiny` / max |w|, where tiny is the fourth root of the smallest normal
+/// number, so that u >= tiny and a product of four is normal. Where it overflows below a finite
+/// numerator, the quotient is less than 1, which is `tiny` of the largest |w|, and 0 does for it.
+/// Where the numerator overflows as well, and with features beyond `limit`, the quotient is NaN or
+/// infinite, and the pair is computed again by tanh itself. So a pair's score depends on the pair
+/// alone.
 template <class Accumulator, SumOfTanh Similarity>
 class Scorer<Accumulator, Similarity> {
   using L = Lanes<Accumulator>;
+  using Limits = std::numeric_limits<Accumulator>;
+  /// Features that the exponentials of a key have side by side: [chunk][key][feature of the chunk].
+  static constexpr Index chunk = std::max<Index>(L::size, 4);
 
  public:
-  Scorer(const Similarity& similarity, Index, Index dim, Index lanes, Index tile_keys,
+  /// `kept_keys`: of as many the exponentials are kept, all keys of a head or those of a tile.
+  Scorer(const Similarity& similarity, Index, Index dim, Index lanes, Index kept_keys,
          Scratch& scratch)
       : similarity_(similarity),
         dim_(dim),
-        even_((dim + 1) / 2 * 2),
+        padded_(padded(dim, 4)),
+        kept_keys_(kept_keys),
         query_(scratch.take<Accumulator>(dim * lanes)),
-        query_exp_(scratch.take<Accumulator>(even_ * lanes)),
-        key_exp_(scratch.take<Accumulator>(tile_keys * even_)),
-        key_wild_(scratch.take<Accumulator>(tile_keys)),
-        lane_wild_(scratch.take<Accumulator>(lanes)),
-        weight_(scratch.take<Accumulator>(even_)) {
-    for (Index h = 0; h < dim; ++h) weight_[h] = static_cast<Accumulator>(similarity.weight(h));
-    if (even_ > dim) weight_[dim] = 0;
+        query_exp_(scratch.take<Accumulator>(padded_ * lanes)),
+        key_exp_(scratch.take<Accumulator>(kept_keys * padded(dim, chunk))),
+        twice_(scratch.take<Accumulator>(padded(dim, chunk))),
+        u_(scratch.take<Accumulator>(padded_)),
+        slope_(scratch.take<Accumulator>(padded_)),
+        middle_(scratch.take<Accumulator>(padded_ / 4)) {
+    take_weights();
   }
-  static std::size_t bytes(Index, Index dim, Index lanes, Index tile_keys) {
-    const Index even = (dim + 1) / 2 * 2;
-    return Scratch::bytes<Accumulator>(dim * lanes) + Scratch::bytes<Accumulator>(even * lanes) +
-           Scratch::bytes<Accumulator>(tile_keys * even) + Scratch::bytes<Accumulator>(tile_keys) +
-           Scratch::bytes<Accumulator>(lanes) + Scratch::bytes<Accumulator>(even);
+  static std::size_t bytes(Index, Index dim, Index lanes, Index kept_keys) {
+    return Scratch::bytes<Accumulator>(dim * lanes) +
+           Scratch::bytes<Accumulator>(padded(dim, 4) * lanes) +
+           Scratch::bytes<Accumulator>(kept_keys * padded(dim, chunk)) +
+           Scratch::bytes<Accumulator>(padded(dim, chunk)) +
+           2 * Scratch::bytes<Accumulator>(padded(dim, 4)) +
+           Scratch::bytes<Accumulator>(padded(dim, 4) / 4);
   }
 
   template <int Vectors, class Query>
   void pack(const Slab<const Query>& query, Index first, Index count) {
     constexpr Index lanes = Vectors * L::size;
     pack_lanes(query, first, count, dim_, lanes, query_);
-    any_lane_wild_ = false;
-    for (int v = 0; v < Vectors; ++v) {
-      L largest(0);
-      for (Index h = 0; h < dim_; ++h) {
-        const L q = L::load(query_ + (h * Vectors + v) * L::size);
-        exp(q + q).store(query_exp_ + (h * Vectors + v) * L::size);
-        const L size = select(q == q, abs(q), L(std::numeric_limits<Accumulator>::infinity()));
-        largest = max(largest, size);
-      }
-      if (even_ > dim_) L(0).store(query_exp_ + (dim_ * Vectors + v) * L::size);
-      const L wild = select(largest <= L(limit()), L(0), L(1));
-      wild.store(lane_wild_ + v * L::size);
-      for (Index lane = 0; lane < L::size; ++lane) {
-        any_lane_wild_ = any_lane_wild_ || lane_wild_[v * L::size + lane] > 0;
+    for (Index h = 0; h < dim_; ++h) {
+#pragma GCC unroll 16
+      for (Index at = h * lanes; at < (h + 1) * lanes; at += L::size) {
+        (exponential(L::load(query_ + at), L(twice_[h])) * L(slope_[h])).store(query_exp_ + at);
       }
     }
+    std::fill(query_exp_ + dim_ * lanes, query_exp_ + padded_ * lanes, Accumulator(0));
+  }
+
+  /// Exponentials of `count` keys, the rows of a head from `first` on. Those that panels before
+  /// this one have seen are there already.
+  void take_keys(const Rows<Accumulator>& keys, const void* head, Index first, Index count,
+                 Index all) {
+    const Index origin = all <= kept_keys_ ? 0 : first;
+    if (head != head_ || origin != origin_ || first < begin_ || first > end_) {
+      head_ = head, origin_ = origin;
+      begin_ = end_ = first;
+    }
+    for (; end_ < first + count; ++end_) {
+      const Accumulator* from = keys[end_ - first];
+      Accumulator* to = key_exp_ + (end_ - origin) * chunk;
+      Index h = 0;
+      for (; h + chunk <= dim_; h += chunk) exponentials(from + h, h, to + h * kept_keys_);
+      if (h == dim_) continue;
+      alignas(64) Accumulator rest[chunk] = {};
+      std::copy(from + h, from + dim_, rest);
+      exponentials(rest, h, to + h * kept_keys_);
+    }
+    tile_exp_ = key_exp_ + (first - origin) * chunk;
   }
 
   template <int Vectors>
   EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index first, Index last,
                                Accumulator* scores, Accumulator* largest) const {
-    const bool any_key_wild = exponentials(keys, first, last);
-    for_each_tile<tile_rows<Vectors> / 2>(
-        last,
-        [&]<int Keys>(Index j) __attribute__((always_inline)) {
-          L sum[Keys][Vectors];
-#pragma GCC unroll 16
-          for (auto& row : sum) {
-#pragma GCC unroll 16
-            for (L& vector : row) vector = L(0);
-          }
-          for (Index h = 0; h < even_; h += 2) {
-            const L w1(weight_[h]), w2(weight_[h + 1]),
-                half(Accumulator(0.5) * (weight_[h] + weight_[h + 1]));
-            const Accumulator* query = query_exp_ + h * Vectors * L::size;
-#pragma GCC unroll 16
-            for (int r = 0; r < Keys; ++r) {
-              const Accumulator* key = key_exp_ + (j + r) * even_ + h;
-              const L k1(key[0]), k2(key[1]);
-#pragma GCC unroll 16
-              for (int v = 0; v < Vectors; ++v) {
-                const L a = fma(L::load(query + v * L::size), k1, L(1));
-                const L b = fma(L::load(query + (Vectors + v) * L::size), k2, L(1));
-                sum[r][v] += fma(w1, b, w2 * a) / (a * b) - half;
-              }
-            }
-          }
-#pragma GCC unroll 16
-          for (int r = 0; r < Keys; ++r) {
-#pragma GCC unroll 16
-            for (int v = 0; v < Vectors; ++v) {
-              const L score = sum[r][v] * L(Accumulator(-2) * similarity_.unit);
-              score.store(scores + ((j + r) * Vectors + v) * L::size);
-            }
-          }
-        },
-        first);
-    if (any_key_wild || any_lane_wild_) recompute<Vectors>(keys, first, last, scores);
-    for (int v = 0; v < Vectors; ++v) {
-      L most = L::load(largest + v * L::size);
+    constexpr Index lanes = Vectors * L::size;
+    std::fill(scores + first * lanes, scores + last * lanes, Accumulator(0));
+    // The sums are in memory: the division leaves time to load and store them, and the registers
+    // are needed within the step.
+    for (Index h = 0; h < padded_; h += 4) {
+      const L u0(u_[h]), u1(u_[h + 1]), u2(u_[h + 2]), u3(u_[h + 3]), middle(middle_[h / 4]);
+      const Accumulator* query = query_exp_ + h * lanes;
+      const Accumulator* key = tile_exp_ + h / chunk * chunk * kept_keys_ + h % chunk;
       for (Index j = first; j < last; ++j) {
-        most = max(most, L::load(scores + (j * Vectors + v) * L::size));
+        const Accumulator* k = key + j * chunk;
+        const L k0(k[0]), k1(k[1]), k2(k[2]), k3(k[3]);
+#pragma GCC unroll 16
+        for (Index lane = 0; lane < lanes; lane += L::size) {
+          const Accumulator* q = query + lane;
+          const L a = fma(L::load(q), k0, u0), b = fma(L::load(q + lanes), k1, u1);
+          const L c = fma(L::load(q + 2 * lanes), k2, u2);
+          const L d = fma(L::load(q + 3 * lanes), k3, u3);
+          const L ab = a * b, abc = ab * c;
+          const L four = fma(fma(a + b, c, ab), d, abc) / (abc * d);
+          Accumulator* sum = scores + j * lanes + lane;
+          (L::load(sum) + (four - middle)).store(sum);
+        }
       }
-      most.store(largest + v * L::size);
+    }
+    L most[Vectors], not_finite[Vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) {
+      most[v] = L::load(largest + v * L::size);
+      not_finite[v] = L(0);
+    }
+    for (Index j = first; j < last; ++j) {
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) {
+        Accumulator* at = scores + (j * Vectors + v) * L::size;
+        const L score = L::load(at) * L(-2 * tiny()) * L(factor_);
+        score.store(at);
+        most[v] = max(most[v], score);
+        not_finite[v] = fma(score, L(0), not_finite[v]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) {
+      if (any(not_finite[v] != L(0))) {
+        most[v] = recompute<Vectors>(keys, first, last, v, scores, L::load(largest + v * L::size));
+      }
+      most[v].store(largest + v * L::size);
     }
   }
 
  private:
-  /// Each exponential is below max^(2/5), so that the product of two sums stays below max^(4/5) and
-  /// leaves the rest to the weights.
-  static Accumulator limit() {
-    return std::log(std::numeric_limits<Accumulator>::max()) / Accumulator(10);
-  }
+  static Index padded(Index dim, Index step) { return (dim + step - 1) / step * step; }
 
-  /// e^2k of a tile, [key][feature], and which keys are wild.
-  bool exponentials(const Rows<Accumulator>& keys, Index first, Index last) const {
-    bool any = false;
-    for (Index j = first; j < last; ++j) {
-      const Accumulator* from = keys[j];
-      Accumulator* to = key_exp_ + j * even_;
-      bool tame = true;
-      Index h = 0;
-      for (; h + L::size <= dim_; h += L::size) {
-        const L k = L::load(from + h);
-        exp(k + k).store(to + h);
-      }
-      for (; h < dim_; ++h) to[h] = std::exp(from[h] + from[h]);
-      for (h = 0; h < dim_; ++h) tame = tame & (std::abs(from[h]) <= limit());
-      if (even_ > dim_) to[dim_] = 0;
-      key_wild_[j] = tame ? 0 : 1;
-      any = any || !tame;
+  static Accumulator tiny() { return std::ldexp(Accumulator(1), Limits::min_exponent / 4); }
+
+  /// Features up to this have exponentials that are normal numbers, also with `tiny` and with the
+  /// inverse of the smallest weight: 2 * limit = .74 log(max) leaves a quarter of the range.
+  static Accumulator limit() { return std::log(Limits::max()) * Accumulator(.37); }
+
+  void take_weights() {
+    Accumulator largest = 0;
+    bool finite = true;
+    for (Index h = 0; h < dim_; ++h) {
+      const auto w = static_cast<Accumulator>(similarity_.weight(h));
+      finite = finite && std::isfinite(w);
+      largest = std::max(largest, std::abs(w));
     }
-    return any;
+    // Any score would be NaN, and all are computed again.
+    if (!finite) largest = Limits::quiet_NaN();
+    if (largest == 0) largest = 1;
+    std::fill(twice_, twice_ + padded(dim_, chunk), Accumulator(2));
+    for (Index h = 0; h < padded_; ++h) {
+      const auto w = h < dim_ ? static_cast<Accumulator>(similarity_.weight(h)) : Accumulator(0);
+      const Accumulator size = std::abs(w) / largest;
+      // Below that a weight is as good as 0: u would pass 1.
+      const bool counts = !(size < tiny());
+      if (w < 0) twice_[h] = -2;
+      u_[h] = counts ? tiny() / size : 1;
+      slope_[h] = counts ? u_[h] : 0;
+    }
+    for (Index h = 0; h < padded_; h += 4) {
+      middle_[h / 4] = 0;
+      for (Index i = h; i < h + 4; ++i) middle_[h / 4] += 1 / (u_[i] + slope_[i]);
+    }
+    factor_ = largest * similarity_.unit;
   }
 
+  /// e^(twice x), NaN beyond the limit.
+  EIGEN_ALWAYS_INLINE static L exponential(L x, L twice) {
+    return select(abs(x) <= L(limit()), exp_normal(x * twice), L(Limits::quiet_NaN()));
+  }
+
+  /// Of a chunk of a key's features from h on.
+  EIGEN_ALWAYS_INLINE void exponentials(const Accumulator* from, Index h, Accumulator* to) const {
+#pragma GCC unroll 16
+    for (Index i = 0; i < chunk; i += L::size) {
+      exponential(L::load(from + i), L::load(twice_ + h + i)).store(to + i);
+    }
+  }
+
+  static bool any(LaneMask<Accumulator> mask) {
+    alignas(64) Accumulator lanes[L::size];
+    select(mask, L(1), L(0)).store(lanes);
+    return std::find(lanes, lanes + L::size, Accumulator(1)) != lanes + L::size;
+  }
+
+  /// The scores of vector v that are not finite, by tanh; returns `most` raised to all of them.
   template <int Vectors>
-  EIGEN_DONT_INLINE void recompute(const Rows<Accumulator>& keys, Index first, Index last,
-                                   Accumulator* scores) const {
+  EIGEN_DONT_INLINE L recompute(const Rows<Accumulator>& keys, Index first, Index last, int v,
+                                Accumulator* scores, L most) const {
     for (Index j = first; j < last; ++j) {
-      if (!any_lane_wild_ && key_wild_[j] == 0) continue;
-      for (int v = 0; v < Vectors; ++v) {
+      Accumulator* at = scores + (j * Vectors + v) * L::size;
+      L score = L::load(at);
+      const auto wrong = score - score != L(0);
+      if (any(wrong)) {
         L sum(0);
         for (Index h = 0; h < dim_; ++h) {
           const L query = L::load(query_ + (h * Vectors + v) * L::size);
           sum = similarity_.step(sum, query, L(keys[j][h]), h);
         }
-        Accumulator* at = scores + (j * Vectors + v) * L::size;
-        const auto wild = (L::load(lane_wild_ + v * L::size) > L(0)) | (L(key_wild_[j]) > L(0));
-        select(wild, similarity_.finish(sum), L::load(at)).store(at);
+        score = select(wrong, similarity_.finish(sum), score);
+        score.store(at);
       }
+      most = max(most, score);
     }
+    return most;
   }
 
   const Similarity& similarity_;
-  Index dim_, even_;  // features, and as many rounded up to pairs
-  Accumulator *query_, *query_exp_, *key_exp_, *key_wild_, *lane_wild_, *weight_;
-  bool any_lane_wild_ = false;
+  Index dim_, padded_;  // features, and as many rounded up to fours
+  Index kept_keys_;
+  Accumulator *query_, *query_exp_, *key_exp_;
+  Accumulator *twice_, *u_, *slope_,
+      *middle_;  // of a feature: 2 or -2, u, u; of four: what x = 0 gives
+  Accumulator factor_ = 0;
+
+  const void* head_ = nullptr;              // whose exponentials are there,
+  Index origin_ = 0, begin_ = 0, end_ = 0;  // of keys begin .. end-1, the first row that of origin
+  const Accumulator* tile_exp_ = nullptr;
 };
 
 }  // namespace heed::detail

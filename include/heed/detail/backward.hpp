@@ -524,6 +524,8 @@ class Backward {
     for (Index n = 0; n < block.panel_count; ++n) {
       if (block.panels[static_cast<std::size_t>(n)].keys == 0) continue;
       with_vectors(block.panels[static_cast<std::size_t>(n)].lanes, [&]<int Vectors>() {
+        space.key_scorers[static_cast<std::size_t>(n)].take_keys(
+            k, key.data, first, block.panels[static_cast<std::size_t>(n)].keys, p_.keys);
         panel_back<Vectors>(space, block, n, k, v, first, keys, by_pairs);
       });
     }

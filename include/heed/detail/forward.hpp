@@ -123,14 +123,15 @@ class Forward {
     using Panel = Scorer<Accumulator, typename Score::Similarity>;
 
     explicit Workspace(const Forward& f)
-        : scratch(Panel::bytes(f.problem_.query_dim, f.problem_.key_dim, widest, f.tile_keys_) +
-                  Scratch::bytes<Accumulator>(f.problem_.value_dim * widest) +
-                  2 * Scratch::bytes<Accumulator>(f.tile_keys_ * widest) +
-                  Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.value_dim) +
-                  Scratch::bytes<Accumulator>(f.copied_keys() * f.problem_.key_dim) +
-                  Scratch::bytes<Accumulator>(f.copied_values() * f.problem_.value_dim)),
+        : scratch(
+              Panel::bytes(f.problem_.query_dim, f.problem_.key_dim, widest, f.copied_at_once_) +
+              Scratch::bytes<Accumulator>(f.problem_.value_dim * widest) +
+              2 * Scratch::bytes<Accumulator>(f.tile_keys_ * widest) +
+              Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.value_dim) +
+              Scratch::bytes<Accumulator>(f.copied_keys() * f.problem_.key_dim) +
+              Scratch::bytes<Accumulator>(f.copied_values() * f.problem_.value_dim)),
           scorer(f.score_.similarity, f.problem_.query_dim, f.problem_.key_dim, widest,
-                 f.tile_keys_, scratch),
+                 f.copied_at_once_, scratch),
           output(scratch.take<Accumulator>(f.problem_.value_dim * widest)),
           scores(scratch.take<Accumulator>(f.tile_keys_ * widest)),
           pairs(scratch.take<Accumulator>(f.tile_keys_ * widest)),
@@ -181,8 +182,9 @@ class Forward {
 
       alignas(64) Accumulator largest[lanes];
       const ScoreTile<Accumulator, Vectors> tile{space.scores, batch, head, first, count, k, keys};
-      score_tile(space, tile, rows(key, k, keys, problem_.key_dim, key_in_place_, space.keys),
-                 coverage, mask, largest);
+      const auto key_rows = rows(key, k, keys, problem_.key_dim, key_in_place_, space.keys);
+      space.scorer.take_keys(key_rows, key.data, k, keys, problem_.keys);
+      score_tile(space, tile, key_rows, coverage, mask, largest);
       softmax.absorb(space.scores, keys, largest);
       if (dropout_.active()) drop(tile);
       add_values<Vectors>(space, tile, value, coverage, mask,

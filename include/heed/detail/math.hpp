@@ -92,6 +92,19 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> exp2_nonpositive(Lanes<Scalar> x) {
   return one[0];
 }
 
+/// e^x = 2^n 2^r where it is a normal number, within 2 ulp; NaN stays.
+template <class Scalar>
+EIGEN_ALWAYS_INLINE Lanes<Scalar> exp_normal(Lanes<Scalar> x) {
+  using L = Lanes<Scalar>;
+  // ln 2 in two parts; the first has trailing zeros, so that n times it is exact.
+  constexpr auto ln_2_high = Scalar(0.693359375);
+  constexpr auto ln_2_low = static_cast<Scalar>(-2.12194440054690582e-4);
+  const Split<Scalar> split(x * L(log2_e));
+  const L rest = fma(split.whole, L(-ln_2_low), fma(split.whole, L(-ln_2_high), x));
+  const L r = rest * L(log2_e), power = split.power();
+  return fma(exp2_quotient<Scalar>(r), r * power, power);
+}
+
 /// e^x, within 2 ulp; 0 below the normal numbers, infinity above them.
 template <class Scalar>
 EIGEN_ALWAYS_INLINE Lanes<Scalar> exp(Lanes<Scalar> x) {

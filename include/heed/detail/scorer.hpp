@@ -57,6 +57,11 @@ class Scorer {
     }
   }
 
+  /// Announces the tile of keys that is scored next, `count` rows from key `first` of a head that
+  /// has `all`, for scorers that compute something of keys alone. `head` tells heads apart.
+  void take_keys(const Rows<Accumulator>&, const void* /*head*/, Index /*first*/, Index /*count*/,
+                 Index /*all*/) {}
+
   /// scores[key][lane] of keys first .. last-1 of a tile; `largest` of each lane is raised to them.
   template <int Vectors>
   EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index first, Index last,
