@@ -697,33 +697,30 @@ class Backward {
     const QueryPanel& panel = block.panels[static_cast<std::size_t>(n)];
     const Mask& mask = *block.masks[n];
     const auto go = [&](Index begin, Index end, const auto& seen) {
-      if (dropout_.active()) {
-        softmax_rows(block, panel, tile, slopes, space.keeps, begin, end, seen, key, p_.key_dim);
-      } else {
-        softmax_rows(block, panel, tile, slopes, nullptr, begin, end, seen, key, p_.key_dim);
-      }
+      softmax_rows(block, panel, tile, slopes, dropout_.active() ? space.keeps : nullptr, begin,
+                   end, seen, key, p_.key_dim);
     };
-    const auto all = [](Index, int, L x) __attribute__((always_inline)) { return x; };
-    const auto living = [&](Index, int v, L x) __attribute__((always_inline)) {
-      return select(L::load(block.alive + panel.first + v * L::size) > L(0), x, L(0));
+    const auto visible = [&](Index j, int v, L x) __attribute__((always_inline)) {
+      const auto alive = L::load(block.alive + panel.first + v * L::size) > L(0);
+      const bool clear = mask.clear_begin() <= j && j < mask.clear_end();
+      return select(clear ? alive : alive & mask.visible(j, v), x, L(0));
     };
-    const Index clear_begin = std::min(mask.clear_begin(), tile.keys);
-    const Index clear_end = std::clamp(mask.clear_end(), clear_begin, tile.keys);
-    block.idle[n] ? go(clear_begin, clear_end, living) : go(clear_begin, clear_end, all);
-    if constexpr (hides) {
-      const auto visible = [&](Index j, int v, L x) __attribute__((always_inline)) {
-        return select(mask.visible(j, v), living(j, v, x), L(0));
-      };
-      go(0, clear_begin, visible);
-      go(clear_end, tile.keys, visible);
+    // Keys that every query sees need no look at the mask, unless a lane is idle.
+    Index clear_begin = std::min(mask.clear_begin(), tile.keys), clear_end = clear_begin;
+    if (!block.idle[n]) {
+      clear_end = std::clamp(mask.clear_end(), clear_begin, tile.keys);
+      go(
+          clear_begin, clear_end, [](Index, int, L x) __attribute__((always_inline)) { return x; });
     }
+    go(0, clear_begin, visible);
+    go(clear_end, tile.keys, visible);
   }
 
   template <int Vectors>
   EIGEN_DONT_INLINE static void softmax_rows(const Block& block, const QueryPanel& panel,
                                              const ScoreTile<Accumulator, Vectors>& tile,
-                                             Accumulator* slopes, const auto& keeps, Index begin,
-                                             Index end, const auto& seen,
+                                             Accumulator* slopes, const Accumulator* keeps,
+                                             Index begin, Index end, const auto& seen,
                                              const Rows<Accumulator>& key, Index key_dim) {
     L lse[Vectors], delta[Vectors];
 #pragma GCC unroll 16
@@ -749,9 +746,7 @@ class Backward {
 #pragma GCC unroll 16
           for (int i = 0; i < Keys * Vectors; ++i) {
             const L ds = weight[i] * (L::load(slope + i * L::size) - delta[i % Vectors]);
-            if constexpr (!std::is_null_pointer_v<std::remove_cvref_t<decltype(keeps)>>) {
-              weight[i] *= L::load(keeps + j * tile.lanes + i * L::size);
-            }
+            if (keeps) weight[i] *= L::load(keeps + j * tile.lanes + i * L::size);
             seen(j + i / Vectors, i % Vectors, weight[i]).store(score + i * L::size);
             seen(j + i / Vectors, i % Vectors, ds).store(slope + i * L::size);
           }
