@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdio>
 #include <locale>
 #include <sstream>
 #include <string>
@@ -75,19 +76,21 @@ class Picture {
   std::ostringstream out_;
 };
 
-/// Axes with a grid at whole numbers, on a part of a picture.
+/// Axes with a grid at multiples of `step`, on a part of a picture.
 class Axes {
  public:
   Axes(Picture& picture, Point corner, double width, double height, Point low, Point high,
-       const std::string& title)
+       const std::string& title, Point step = {1, 1})
       : picture_(picture), corner_(corner), width_(width), height_(height), low_(low), high_(high) {
-    for (double x = std::ceil(low.x); x <= high.x; ++x) {
+    for (double i = std::ceil(low.x / step.x); i * step.x <= high.x; ++i) {
+      const double x = i * step.x;
       picture.curve({place({x, low.y}), place({x, high.y})}, "#e4e4e4");
-      picture.text({place({x, 0}).x, corner.y + height + 15}, std::to_string(std::lround(x)), 11);
+      picture.text({place({x, 0}).x, corner.y + height + 15}, label(x), 11);
     }
-    for (double y = std::ceil(low.y); y <= high.y; ++y) {
+    for (double i = std::ceil(low.y / step.y); i * step.y <= high.y; ++i) {
+      const double y = i * step.y;
       picture.curve({place({low.x, y}), place({high.x, y})}, "#e4e4e4");
-      picture.text({corner.x - 6, place({0, y}).y + 4}, std::to_string(std::lround(y)), 11, "end");
+      picture.text({corner.x - 6, place({0, y}).y + 4}, label(y), 11, "end");
     }
     picture.box(corner, width, height, "none", "stroke=\"#808080\"");
     picture.text({corner.x + width / 2, corner.y - 8}, title, 13, "middle", "font-weight=\"bold\"");
@@ -103,6 +106,12 @@ class Axes {
   }
 
  private:
+  static std::string label(double x) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%g", x);
+    return text;
+  }
+
   Point place(Point p) const {
     return {corner_.x + width_ * (p.x - low_.x) / (high_.x - low_.x),
             corner_.y + height_ * (high_.y - p.y) / (high_.y - low_.y)};
