@@ -62,11 +62,10 @@ int main(int argc, char** argv) try {
   const Digits digits = read_digits(digits_path(argc, argv));
   const Index queries = digits.images.rows() - kKeys;
   const auto key = digits.images.topRows(kKeys), query = digits.images.bottomRows(queries);
-  Matrix one_hot = Matrix::Zero(kKeys, 10);
-  for (Index i = 0; i < kKeys; ++i) one_hot(i, digits.labels[static_cast<std::size_t>(i)]) = 1;
+  const Matrix labels = one_hot(digits, kKeys);
 
   const auto start = std::chrono::steady_clock::now();
-  const Matrix votes = heed::attention(query, key, one_hot, heed::gaussian(3));
+  const Matrix votes = heed::attention(query, key, labels, heed::gaussian(3));
   const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
 
   std::vector<Index> guesses(static_cast<std::size_t>(queries)), wrong;
@@ -81,7 +80,7 @@ int main(int argc, char** argv) try {
   std::printf("%td queries x %td keys of 64 pixels in %.1f ms on one thread\n", queries, kKeys,
               time.count());
 
-  const auto weights = heed::attention_with_weights(query, key, one_hot, heed::gaussian(3)).weights;
+  const auto weights = heed::attention_with_weights(query, key, labels, heed::gaussian(3)).weights;
   plot::Picture picture(840, 640);
   picture.text({30, 32}, "Query", 15, "start", "font-weight=\"bold\"");
   picture.text({236, 32}, "Training images it attends to most: label and weight", 15, "start",

@@ -26,26 +26,21 @@ using Model = vit::VisionTransformer<float>;
 constexpr Index kTrained = 1000, kBatch = 50, kSteps = kTrained / kBatch;
 constexpr int kEpochs = 120, kWarmUp = 5, kReport = 5, kViews = 16;
 
-/// Share in % of the images after the first kTrained that the model gets right. With `views`, a
-/// guess is the mean over that many distorted views of the image.
+/// Percentage of the images after the first kTrained that the model gets right. With `views`, each
+/// is judged by the mean over that many distorted views of it.
 double test_accuracy(const Model& model, const Digits& digits, int views = 0) {
-  const Index count = digits.images.rows() - kTrained;
-  Matrix images = digits.images.bottomRows(count), votes = Matrix::Zero(count, vit::kClasses);
+  Matrix images = digits.images.bottomRows(digits.images.rows() - kTrained);
+  Matrix votes = Matrix::Zero(images.rows(), vit::kClasses);
   Random random(797);
   Model::Pass pass;
   for (int view = 0; view < std::max(views, 1); ++view) {
-    for (Index n = 0; views > 0 && n < count; ++n) {
+    for (Index n = 0; views > 0 && n < images.rows(); ++n) {
       images.row(n) = distort(digits.images.row(kTrained + n), {}, random).transpose();
     }
     model.forward(images, pass);
     votes += heed::softmax(pass.logits);
   }
-  Index right = 0, guess = 0;
-  for (Index n = 0; n < count; ++n) {
-    votes.row(n).maxCoeff(&guess);
-    right += guess == digits.labels[static_cast<std::size_t>(kTrained + n)];
-  }
-  return 100.0 * static_cast<double>(right) / static_cast<double>(count);
+  return accuracy(votes, digits, kTrained);
 }
 
 }  // namespace

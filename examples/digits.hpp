@@ -1,6 +1,7 @@
 #pragma once
 
 #include <charconv>
+#include <cstddef>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
@@ -57,4 +58,23 @@ inline Digits read_digits(const std::filesystem::path& path, heed::Index count =
   if (lines < count)
     fail("the file ends here, but should have " + std::to_string(count) + " lines");
   return digits;
+}
+
+/// (count, 10): row i has a 1 at the label of image i.
+inline heed::Matrix<float> one_hot(const Digits& digits, heed::Index count) {
+  heed::Matrix<float> result = heed::Matrix<float>::Zero(count, 10);
+  for (heed::Index i = 0; i < count; ++i) {
+    result(i, digits.labels[static_cast<std::size_t>(i)]) = 1;
+  }
+  return result;
+}
+
+/// Percentage of the images from `first` on whose label has the largest vote in their row.
+inline double accuracy(const heed::Matrix<float>& votes, const Digits& digits, heed::Index first) {
+  heed::Index right = 0, guess = 0;
+  for (heed::Index i = 0; i < votes.rows(); ++i) {
+    votes.row(i).maxCoeff(&guess);
+    right += guess == digits.labels[static_cast<std::size_t>(first + i)];
+  }
+  return 100 * static_cast<double>(right) / static_cast<double>(votes.rows());
 }

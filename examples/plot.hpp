@@ -16,6 +16,14 @@ struct Point {
   double x, y;
 };
 
+/// One point for each row of two columns.
+template <class X, class Y>
+std::vector<Point> points(const X& x, const Y& y) {
+  std::vector<Point> result;
+  for (heed::Index i = 0; i < x.rows(); ++i) result.push_back({double(x(i, 0)), double(y(i, 0))});
+  return result;
+}
+
 class Picture {
  public:
   Picture(double width, double height) {
