@@ -24,7 +24,7 @@ using heed::Index;
 using Matrix = heed::Matrix<float>;
 using Model = vit::VisionTransformer<float>;
 constexpr Index kTrained = 1000, kBatch = 50, kSteps = kTrained / kBatch;
-constexpr int kEpochs = 120, kWarmUp = 5, kReport = 5, kViews = 16;
+constexpr int kEpochs = 160, kWarmUp = 5, kReport = 5, kViews = 32;
 
 /// Percentage of the images after the first kTrained that the model gets right. With `views`, each
 /// is judged by the mean over that many distorted views of it.
@@ -49,7 +49,7 @@ int main(int argc, char** argv) try {
   const std::string pictures = argc > 1 ? argv[1] : ".";
   const Digits digits = read_digits(digits_path(argc, argv));
   Random random(2021);
-  Model model = vit::make_vision_transformer<float>(48, 3, 4, random);
+  Model model = vit::make_vision_transformer<float>(64, 2, 4, random);
   Model average = model;  // decaying average of the model over steps: steadier than any one of them
   Index parameters = 0;
   heed::for_each_parameter(model, average,
@@ -108,7 +108,8 @@ int main(int argc, char** argv) try {
   std::printf("%.1f %% of the digits never trained on, %.1f %% by the mean of %d views of each\n",
               curves.test.back().y, test_accuracy(average, digits, kViews), kViews);
   vit::draw(curves, kEpochs, pictures + "/10_training.svg");
-  vit::draw_attention(average, digits, kTrained, {0, 2, 4, 7}, pictures + "/10_attention.svg");
+  vit::draw_attention(average, digits, kTrained, {0, 2, 3, 4, 5, 7},
+                      pictures + "/10_attention.svg");
 } catch (const std::exception& error) {
   std::cerr << error.what() << '\n';
   return 1;

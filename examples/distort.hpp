@@ -9,10 +9,10 @@
 /// How far distort goes; each image draws its own numbers, evenly within plus and minus these.
 struct Distortion {
   double rotation = 0.2;  // radians
-  double stretch = 0.1;   // logarithm of the scale, along x and along y
-  double shear = 0.2;     // pixels sideways for each pixel down
+  double stretch = 0.15;  // logarithm of the scale, along x and along y
+  double shear = 0.3;     // pixels sideways for each pixel down
   double shift = 1;       // pixels, along x and along y
-  double bend = 0.2;      // pixels: standard deviation of the bends at 3 x 3 points, interpolated
+  double bend = 0.4;      // pixels: standard deviation of the bends at 3 x 3 points, interpolated
 };
 
 /// An image of 8 x 8 pixels as if written by another hand: turned, stretched, sheared, shifted and

@@ -99,5 +99,17 @@ TEST(Digits, OfTheExamplesAreAllThere) {
   EXPECT_EQ(digits.images(0, 3), 13.0f / 16);
 }
 
+// Labels 7, 0 and 5; votes for 7, 0 and 4. From image 1 on, votes for 0 and 5 are right.
+TEST(Digits, AreCounted) {
+  const Digits digits{Matrix<float>(), {7, 0, 5}};
+  const Matrix<float> labels = one_hot(digits, 3);
+  EXPECT_EQ(labels.sum(), 3.0f);
+  EXPECT_TRUE(labels(0, 7) == 1 && labels(1, 0) == 1 && labels(2, 5) == 1);
+  Matrix<float> votes = .5f * labels;
+  votes(2, 4) = .6f;
+  EXPECT_NEAR(accuracy(votes, digits, 0), 200.0 / 3, 1e-12);
+  EXPECT_EQ(accuracy(labels.bottomRows(2), digits, 1), 100.0);
+}
+
 }  // namespace
 }  // namespace heed::test
