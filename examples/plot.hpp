@@ -90,12 +90,12 @@ class Axes {
   Axes(Picture& picture, Point corner, double width, double height, Point low, Point high,
        const std::string& title, Point step = {1, 1})
       : picture_(picture), corner_(corner), width_(width), height_(height), low_(low), high_(high) {
-    for (double i = std::ceil(low.x / step.x); i * step.x <= high.x; ++i) {
+    for (double i = std::ceil(low.x / step.x); i * step.x <= high.x + 1e-9; ++i) {
       const double x = i * step.x;
       picture.curve({place({x, low.y}), place({x, high.y})}, "#e4e4e4");
       picture.text({place({x, 0}).x, corner.y + height + 15}, label(x), 11);
     }
-    for (double i = std::ceil(low.y / step.y); i * step.y <= high.y; ++i) {
+    for (double i = std::ceil(low.y / step.y); i * step.y <= high.y + 1e-9; ++i) {
       const double y = i * step.y;
       picture.curve({place({low.x, y}), place({high.x, y})}, "#e4e4e4");
       picture.text({corner.x - 6, place({0, y}).y + 4}, label(y), 11, "end");
