@@ -43,10 +43,20 @@ TEST(ModifierGradients, ScoreModOfScores) {
         causal());
 }
 
+/// A whole number, or a vector of them, to compute with.
+template <class T>
+auto real(T whole) {
+  if constexpr (std::is_integral_v<T>) {
+    return static_cast<double>(whole);
+  } else {
+    return whole;
+  }
+}
+
 TEST(ModifierGradients, ScoreModOfVectorsOfScores) {
   check(gaussian(.8) | score_mod([](auto s, auto, auto, auto i, auto j) {
           using std::max;
-          return select(s > -.4, s, .2 * s) + .1 * (j - i) + max(s, -.5);
+          return select(s > -.4, s, .2 * s) + .1 * real(j - i) + max(s, -.5);
         }),
         causal());
 }
