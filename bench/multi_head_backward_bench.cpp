@@ -92,6 +92,12 @@ struct Layer {
         pass(module.forward(input, input, input)),
         eigen(eigen_layer<float>(heads)) {}
 
+  template <class T>
+  static auto rows(T& x) {
+    using Plain = std::conditional_t<std::is_const_v<T>, const Matrix<float>, Matrix<float>>;
+    return Eigen::Map<Plain>(x.data(), x.dimension(0) * x.dimension(1), x.dimension(2));
+  }
+
   template <class Scalar>
   EigenLayer<Scalar> eigen_layer(Index heads) const {
     EigenLayer<Scalar> result;
@@ -105,12 +111,6 @@ struct Layer {
     result.x = rows(input).template cast<Scalar>();
     result.forward();
     return result;
-  }
-
-  template <class T>
-  static auto rows(T& x) {
-    using Plain = std::conditional_t<std::is_const_v<T>, const Matrix<float>, Matrix<float>>;
-    return Eigen::Map<Plain>(x.data(), x.dimension(0) * x.dimension(1), x.dimension(2));
   }
 };
 
