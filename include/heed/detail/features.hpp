@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "heed/detail/lanes.hpp"
 #include "heed/detail/pack.hpp"
@@ -186,21 +185,11 @@ void add_outer(const QueryPanel* query_panels, Index panel_count, const Accumula
   const Panels<Accumulator> panels(columns);
   for (Index p = 0; p < panels.count; ++p) {
     const auto panel = panels[p];
-    const auto add = [&]<int Vectors>(std::integral_constant<int, Vectors>) {
+    with_vectors(panel.vectors, [&]<int Vectors>() {
       add_outer<Vectors>(query_panels, panel_count, pairs, capacity, rows,
                          features + panel.first * queries,
                          sums + panel.first * sum_capacity + first_row * Vectors * L::size, fresh);
-    };
-    switch (panel.vectors) {
-      case 1:
-        add(std::integral_constant<int, 1>());
-        break;
-      case 2:
-        add(std::integral_constant<int, 2>());
-        break;
-      default:
-        add(std::integral_constant<int, 3>());
-    }
+    });
   }
 }
 

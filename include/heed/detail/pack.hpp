@@ -171,4 +171,34 @@ bool all_finite(const Scalar* row, Index width) {
   return sum == 0;
 }
 
+/// Whether all of `count` rows are so.
+template <Laned Scalar>
+bool all_finite(const Rows<Scalar>& rows, Index count, Index width) {
+  Index row = 0;
+  while (row < count && all_finite(rows[row], width)) ++row;
+  return row == count;
+}
+
+/// sum over c of a(row, c) b(row, c).
+template <class Accumulator, class A, class B>
+Accumulator row_dot(const Slab<const A>& a, const Slab<const B>& b, Index row, Index width) {
+  using L = Lanes<Accumulator>;
+  Accumulator sum = 0;
+  Index c = 0;
+  if (a.column_stride == 1 && b.column_stride == 1) {
+    L sums(0);
+    for (; c + L::size <= width; c += L::size) {
+      sums =
+          fma(load_widened<Accumulator>(&a(row, c)), load_widened<Accumulator>(&b(row, c)), sums);
+    }
+    alignas(64) Accumulator lanes[L::size];
+    sums.store(lanes);
+    for (Accumulator lane : lanes) sum += lane;
+  }
+  for (; c < width; ++c) {
+    sum += static_cast<Accumulator>(a(row, c)) * static_cast<Accumulator>(b(row, c));
+  }
+  return sum;
+}
+
 }  // namespace heed::detail

@@ -103,6 +103,16 @@ auto gradient_view(T& kept) {
   }
 }
 
+/// A similarity with a matrix between query and key.
+template <class Similarity>
+concept Transforms = requires(const Similarity& s) {
+  s.transform;
+};
+/// A similarity with a parameter for each feature.
+template <class Similarity>
+concept ByFeature = requires(const Similarity& s) {
+  s.parameter(0);
+};
 /// A bound similarity or modifier whose parameters are trained.
 template <class T>
 concept Trained = requires(const T& x) {

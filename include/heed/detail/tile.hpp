@@ -33,6 +33,19 @@ struct Panels {
   }
 };
 
+/// Calls body.template operator()<Vectors>() for a panel of so many vectors, 1 to 3.
+template <class Body>
+void with_vectors(Index vectors, const Body& body) {
+  switch (vectors) {
+    case 1:
+      return body.template operator()<1>();
+    case 2:
+      return body.template operator()<2>();
+    default:
+      body.template operator()<3>();
+  }
+}
+
 /// A block of sums in registers: `Rows` broadcast numbers x `Vectors` vectors of lanes.
 template <class Scalar, int Rows, int Vectors>
 struct RegisterTile {

@@ -1,0 +1,203 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <tuple>
+#include <type_traits>
+
+#include "heed/detail/backward_block.hpp"
+#include "heed/detail/features.hpp"
+#include "heed/detail/math.hpp"
+#include "heed/detail/modify.hpp"
+#include "heed/detail/pack.hpp"
+#include "heed/detail/parallel.hpp"
+#include "heed/detail/parameter_gradients.hpp"
+#include "heed/detail/tile.hpp"
+
+namespace heed::detail {
+
+/// From the sums of terms and dP of a panel of queries and a tile of keys to P and to the gradients
+/// of those sums: the rest of the score and the modifiers forth, dropout, softmax, and back.
+template <class Accumulator, class Call>
+class TileGradients {
+  using L = Lanes<Accumulator>;
+  using Similarity = typename Call::Score::Similarity;
+  using Modifiers = decltype(Call::Score::modifiers);
+  using Block = QueryBlock<Accumulator, Call>;
+  static constexpr std::size_t modifiers = std::tuple_size_v<Modifiers>;
+  static constexpr bool product = Block::product;
+  static constexpr bool flat = requires(const Similarity& s) { s.flat; };
+  static constexpr bool trains_width =
+      Trained<Similarity> && !ByFeature<Similarity> && !Transforms<Similarity>;
+
+ public:
+  using Parameters = ParameterGradients<Accumulator, typename Call::Score>;
+
+  TileGradients(const Call& call, const Parameters& parameters, Index tile_keys, Scratch& scratch)
+      : call_(call),
+        parameters_(parameters),
+        pairs_(tile_keys * Block::panel_lanes),
+        sums_(scratch.take<Accumulator>(product ? 0 : pairs_)),
+        modifier_slopes_(scratch.take<Accumulator>(static_cast<Index>(modifiers) * pairs_)),
+        keeps_(scratch.take<Accumulator>(call.dropout.active() ? pairs_ : 0)) {}
+  static std::size_t bytes(const Call& call, Index tile_keys) {
+    const Index pairs = tile_keys * Block::panel_lanes;
+    return Scratch::bytes<Accumulator>(product ? 0 : pairs) +
+           Scratch::bytes<Accumulator>(static_cast<Index>(modifiers) * pairs) +
+           Scratch::bytes<Accumulator>(call.dropout.active() ? pairs : 0);
+  }
+
+  /// Sums become P keep, dP the gradients of the sums. Those of parameters that scores share are
+  /// added to `trained`, those of biases to the biases' own.
+  template <int Vectors>
+  void run(const Block& block, Index n, const ScoreTile<Accumulator, Vectors>& tile,
+           const ScoreTile<Accumulator, Vectors>& gradients, const Rows<Accumulator>& key,
+           Accumulator* trained) const {
+    if constexpr (!product) finish_scores(tile);
+    Accumulator* slopes = modifier_slopes_;
+    std::apply(
+        [&](const auto&... modifier) {
+          ((differentiate_modifier(tile, modifier, slopes), slopes += pairs_), ...);
+        },
+        call_.score.modifiers);
+    if (call_.dropout.active()) drop(tile, gradients.scores);
+    softmax_back(block, n, tile, gradients.scores, key);
+    modify_back(gradients, trained);
+    if constexpr (!product && !flat) finish_back(gradients, trained);
+  }
+
+ private:
+  /// Keeps the sums of terms and turns them into scores.
+  template <int Vectors>
+  EIGEN_DONT_INLINE void finish_scores(const ScoreTile<Accumulator, Vectors>& tile) const {
+    for (Index at = 0; at < tile.keys * tile.lanes; at += L::size) {
+      const L sum = L::load(tile.scores + at);
+      sum.store(sums_ + at);
+      call_.score.similarity.finish(sum).store(tile.scores + at);
+    }
+  }
+
+  template <int Vectors>
+  EIGEN_DONT_INLINE void finish_back(const ScoreTile<Accumulator, Vectors>& gradients,
+                                     [[maybe_unused]] Accumulator* trained) const {
+    [[maybe_unused]] L by_width(0);
+    for (Index at = 0; at < gradients.keys * gradients.lanes; at += L::size) {
+      const L sum = L::load(sums_ + at), g = L::load(gradients.scores + at);
+      const auto hidden = g == L(0);
+      if constexpr (trains_width) {
+        by_width += select(hidden, L(0), g * call_.score.similarity.width_slope(sum));
+      }
+      select(hidden, L(0), g * call_.score.similarity.finish_slope(sum))
+          .store(gradients.scores + at);
+    }
+    if constexpr (trains_width) {
+      alignas(64) Accumulator sums[L::size];
+      by_width.store(sums);
+      for (Accumulator sum : sums) *trained += sum;
+    }
+  }
+
+  template <int Vectors, std::size_t m = modifiers>
+  void modify_back(const ScoreTile<Accumulator, Vectors>& gradients, Accumulator* trained) const {
+    if constexpr (m > 0) {
+      const auto& modifier = std::get<m - 1>(call_.score.modifiers);
+      if constexpr (!requires { modifier.shifts; }) {
+        multiply_slopes(gradients, modifier_slopes_ + static_cast<Index>(m - 1) * pairs_);
+      } else if constexpr (Trained<std::remove_cvref_t<decltype(modifier)>>) {
+        if constexpr (requires { modifier.added; }) {
+          add_bias_gradient(gradients, modifier.gradient);
+        } else {
+          trained[parameters_.slope(m - 1, gradients.head)] += distance_sum(gradients);
+        }
+      }
+      modify_back<Vectors, m - 1>(gradients, trained);
+    }
+  }
+
+  /// keep_ij, and dP_ij keep_ij in place of dP_ij.
+  template <int Vectors>
+  EIGEN_DONT_INLINE void drop(const ScoreTile<Accumulator, Vectors>& tile,
+                              Accumulator* slopes) const {
+    const auto scale = static_cast<Accumulator>(call_.dropout.scale());
+    for (Index lane = 0; lane < tile.lanes; ++lane) {
+      const auto row = call_.dropout.row(tile.batch, tile.head, tile.query + lane);
+      for (Index j = 0; j < tile.keys; ++j) {
+        const Index at = j * tile.lanes + lane;
+        const bool kept = call_.dropout.keeps(row, tile.key + j);
+        keeps_[at] = kept ? scale : Accumulator(0);
+        slopes[at] = kept ? slopes[at] * scale : Accumulator(0);
+      }
+    }
+  }
+
+  /// Scores become P keep, dP becomes dS.
+  template <int Vectors>
+  void softmax_back(const Block& block, Index n, const ScoreTile<Accumulator, Vectors>& tile,
+                    Accumulator* slopes, const Rows<Accumulator>& key) const {
+    const QueryPanel& panel = block.panels[n];
+    const auto& mask = *block.masks[n];
+    const auto go = [&](Index begin, Index end, const auto& seen) {
+      softmax_rows(block, panel, tile, slopes, call_.dropout.active() ? keeps_ : nullptr, begin,
+                   end, seen, key, call_.problem.key_dim);
+    };
+    const auto visible = [&](Index j, int v, L x) __attribute__((always_inline)) {
+      const auto alive = L::load(block.alive + panel.first + v * L::size) > L(0);
+      const bool clear = mask.clear_begin() <= j && j < mask.clear_end();
+      return select(clear ? alive : alive & mask.visible(j, v), x, L(0));
+    };
+    // Keys that every query sees need no look at the mask, unless a lane is idle.
+    Index clear_begin = std::min(mask.clear_begin(), tile.keys), clear_end = clear_begin;
+    if (!block.idle[n]) {
+      clear_end = std::clamp(mask.clear_end(), clear_begin, tile.keys);
+      go(
+          clear_begin, clear_end, [](Index, int, L x) __attribute__((always_inline)) { return x; });
+    }
+    go(0, clear_begin, visible);
+    go(clear_end, tile.keys, visible);
+  }
+
+  template <int Vectors>
+  EIGEN_DONT_INLINE static void softmax_rows(const Block& block, const QueryPanel& panel,
+                                             const ScoreTile<Accumulator, Vectors>& tile,
+                                             Accumulator* slopes, const Accumulator* keeps,
+                                             Index begin, Index end, const auto& seen,
+                                             const Rows<Accumulator>& key, Index key_dim) {
+    L lse[Vectors], delta[Vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) {
+      lse[v] = L::load(block.log_sum_exp + panel.first + v * L::size);
+      delta[v] = L::load(block.delta + panel.first + v * L::size);
+    }
+    for_each_tile<6 / Vectors>(
+        end,
+        [&]<int Keys>(Index j) __attribute__((always_inline)) {
+          L weight[Keys * Vectors];
+          Accumulator* score = tile.scores + j * tile.lanes;
+          Accumulator* slope = slopes + j * tile.lanes;
+          // The product with the keys comes next, and goes down their columns.
+          for (int r = 0; r < Keys; ++r) fetch(key[j + r], key_dim);
+        // The difference first: it is exact where it matters. At most 0, as log_sum_exp may be
+        // rounded to below the score of an only key.
+#pragma GCC unroll 16
+          for (int i = 0; i < Keys * Vectors; ++i) {
+            weight[i] = min((L::load(score + i * L::size) - lse[i % Vectors]) * L(log2_e), L(0));
+          }
+          exp2_nonpositive(weight);
+#pragma GCC unroll 16
+          for (int i = 0; i < Keys * Vectors; ++i) {
+            const L ds = weight[i] * (L::load(slope + i * L::size) - delta[i % Vectors]);
+            if (keeps) weight[i] *= L::load(keeps + j * tile.lanes + i * L::size);
+            seen(j + i / Vectors, i % Vectors, weight[i]).store(score + i * L::size);
+            seen(j + i / Vectors, i % Vectors, ds).store(slope + i * L::size);
+          }
+        },
+        begin);
+  }
+
+  const Call& call_;
+  const Parameters& parameters_;
+  Index pairs_;  // of the largest tile
+  Accumulator *sums_, *modifier_slopes_, *keeps_;
+};
+
+}  // namespace heed::detail
