@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <Eigen/Core>  // first: its intrinsics declare posix_memalign without noexcept
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define HEED_TEST_SANITIZED

@@ -31,6 +31,8 @@ struct AttentionGradients {
   Key key;
   Value value;
 };
+template <class Query, class Key, class Value>
+AttentionGradients(Query, Key, Value) -> AttentionGradients<Query, Key, Value>;
 
 namespace detail {
 
