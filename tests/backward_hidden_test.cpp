@@ -113,6 +113,25 @@ TEST(BackwardHidden, LambdasWithInfiniteSlopes) {
                                     }));
 }
 
+// Numbers whose difference, times what it is times, passes the largest float.
+TEST(BackwardHidden, HugeKeysOfKernels) {
+  const Inputs clean(sizes);
+  Inputs in = clean;
+  for (Index j = 3; j < 70; j += 7) {
+    for (Index c = 0; c < 9; ++c) in.key(0, 0, j, c) = c % 2 == 0 ? 3e38 : -3e38;
+  }
+  const auto mask = mask_if([](Index, Index, Index, Index j) { return j % 7 != 3; });
+  const auto grad_output = grad_output_for(in);
+  const auto widths = vector_of<float>(9, 3);
+  Vector<float> clean_dw = Vector<float>::Zero(9), dw = clean_dw;
+  expect_near(gradients_of<float>(in, grad_output, gaussian(.5), mask),
+              gradients_of<float>(clean, grad_output, gaussian(.5), mask), gradient_bound<float>());
+  expect_near(gradients_of<float>(in, grad_output, gaussian(widths, dw), mask),
+              gradients_of<float>(clean, grad_output, gaussian(widths, clean_dw), mask),
+              gradient_bound<float>());
+  EXPECT_TRUE((dw.array() == clean_dw.array()).all());
+}
+
 TEST(BackwardHidden, NaNInHiddenBiasesAndTheirGradients) {
   const Inputs in(sizes);
   const auto grad_output = grad_output_for(in);

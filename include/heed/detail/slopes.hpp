@@ -58,15 +58,14 @@ EIGEN_DONT_INLINE void add_slopes(const Similarity& similarity,
 #pragma GCC unroll 16
               for (int r = 0; r < Keys; ++r) {
                 const L g(x[r * panel.lanes + i]);
-                auto slopes = similarity.slopes(query, key[r], w);
-                if constexpr (requires { similarity.arbitrary; }) {
-                  // An infinite slope of a pair without weight is not looked at.
-                  slopes.query = select(g == L(0), L(0), slopes.query);
-                  slopes.key = select(g == L(0), L(0), slopes.key);
-                }
-                d_query = fma(g, slopes.query, d_query);
-                d_key[r] = fma(g, slopes.key, d_key[r]);
-                d_parameter = fma(g, slopes.parameter, d_parameter);
+                const auto slopes = similarity.slopes(query, key[r], w);
+                // A pair without weight may have an infinite slope, which is not looked at.
+                const auto counts = [none = g == L(0)](L slope) __attribute__((always_inline)) {
+                  return select(none, L(0), slope);
+                };
+                d_query = fma(g, counts(slopes.query), d_query);
+                d_key[r] = fma(g, counts(slopes.key), d_key[r]);
+                d_parameter = fma(g, counts(slopes.parameter), d_parameter);
               }
               d_query.store(tile.d_query + start + i * n);
             }
@@ -114,10 +113,7 @@ EIGEN_DONT_INLINE void add_tanh_slopes(const SlopeTile<Accumulator>& tile, bool 
     // Lanes that are no queries hold 0.
     for (Index at = 0; at < panel.keys * panel.lanes; at += n) total += L::load(x + at);
   }
-  alignas(64) Accumulator totals[n];
-  total.store(totals);
-  Accumulator sum = 0;
-  for (Accumulator lane : totals) sum += lane;
+  const Accumulator sum = sum_of_lanes(total);
 
   for (Index h = 0; h < tile.dim; h += n) {
     const L factor = L::load(tile.parameter + h) * L(4);
