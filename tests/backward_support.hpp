@@ -113,4 +113,12 @@ void expect_central_differences(const Inputs& in, const MakeScore& make_score, c
 inline const Sizes few = {
     .batch = 2, .heads = 4, .key_heads = 2, .queries = 5, .keys = 6, .dim = 3, .width = 2};
 
+/// A score as it stands, on the few.
+template <class Score, class Mask = NoMask>
+void check(const Score& score, const Mask& mask = no_mask(),
+           const std::vector<Trainable>& parameters = {}) {
+  expect_central_differences(
+      Inputs(few), [&]() -> const Score& { return score; }, mask, parameters);
+}
+
 }  // namespace heed::test

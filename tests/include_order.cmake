@@ -12,7 +12,7 @@ set(house
     "linear"
     "attention softmax matmul"
     "detail/call"
-    "score modifier mask dropout"
+    "score kernel modifier mask dropout"
     "detail/forward detail/decode detail/backward detail/materialised detail/materialised_backward"
     "detail/backward_tile"
     "detail/backward_block"

@@ -3,13 +3,6 @@
 namespace heed::test {
 namespace {
 
-template <class Score, class Mask = NoMask>
-void check(const Score& score, const Mask& mask = no_mask(),
-           const std::vector<Trainable>& parameters = {}) {
-  expect_central_differences(
-      Inputs(few), [&]() -> const Score& { return score; }, mask, parameters);
-}
-
 TEST(ModifierGradients, SoftcapAfterAlibi) {
   Vector<double> slopes = vector_of<double>(4, 5), dslopes(4);
   check(scaled_dot_product() | alibi(slopes, dslopes) | softcap(1.5), causal(),

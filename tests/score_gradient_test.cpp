@@ -3,13 +3,6 @@
 namespace heed::test {
 namespace {
 
-template <class Score, class Mask = NoMask>
-void check(const Score& score, const Mask& mask = no_mask(),
-           const std::vector<Trainable>& parameters = {}) {
-  expect_central_differences(
-      Inputs(few), [&]() -> const Score& { return score; }, mask, parameters);
-}
-
 TEST(ScoreGradients, DotProducts) {
   check(scaled_dot_product());
   check(dot_product(-.3));

@@ -9,6 +9,7 @@
 
 // What a user writes: which keys a query may see, how well they match, which weights are dropped.
 #include "heed/dropout.hpp"
+#include "heed/kernel.hpp"
 #include "heed/mask.hpp"
 #include "heed/modifier.hpp"
 #include "heed/score.hpp"

@@ -57,14 +57,10 @@ struct Linear {
     const auto [from, to] = rows_together(detail::rank4(x), detail::rank4(out));
     detail::multiply(from, transposed(over(weight, from)), to, pool);
     if (bias.size() == 0) return;
-    for (Index b = 0; b < to.shape[0]; ++b) {
-      for (Index h = 0; h < to.shape[1]; ++h) {
-        for (Index i = 0; i < to.shape[2]; ++i) {
-          Eigen::Map<Vector<Scalar>, 0, Eigen::InnerStride<>>(
-              &to(b, h, i, 0), out_features(), Eigen::InnerStride<>(to.strides[3])) += bias;
-        }
-      }
-    }
+    detail::for_each_row(to.shape, [this, y = to](Index b, Index h, Index i) {
+      Eigen::Map<Vector<Scalar>, 0, Eigen::InnerStride<>>(
+          &y(b, h, i, 0), out_features(), Eigen::InnerStride<>(y.strides[3])) += bias;
+    });
   }
 
   /// -> {input, parameters} from the input x and the gradient of y: dx = dy W in the shape, number
@@ -186,7 +182,7 @@ struct Linear {
   template <class G>
   static void grad_bias(Vector<Scalar>& to, const View<G, 4>& dy) {
     Vector<Accumulate> sum = Vector<Accumulate>::Zero(to.size());
-    for_each_row(dy, [&](Index b, Index h, Index i) {
+    detail::for_each_row(dy.shape, [&](Index b, Index h, Index i) {
       using Row = Vector<std::remove_const_t<G>>;
       sum += Eigen::Map<const Row, 0, Eigen::InnerStride<>>(&dy(b, h, i, 0), to.size(),
                                                             Eigen::InnerStride<>(dy.strides[3]))
@@ -195,19 +191,10 @@ struct Linear {
     to = sum.template cast<Scalar>();
   }
 
-  template <class Element, class Body>
-  static void for_each_row(const View<Element, 4>& x, const Body& body) {
-    for (Index b = 0; b < x.shape[0]; ++b) {
-      for (Index h = 0; h < x.shape[1]; ++h) {
-        for (Index i = 0; i < x.shape[2]; ++i) body(b, h, i);
-      }
-    }
-  }
-
   template <class X>
   static bool all_finite(const View<X, 4>& x) {
     bool finite = true;
-    for_each_row(x, [&](Index b, Index h, Index i) {
+    detail::for_each_row(x.shape, [&](Index b, Index h, Index i) {
       if constexpr (detail::Laned<std::remove_const_t<X>>) {
         if (x.strides[3] == 1) {
           finite = finite && detail::all_finite(&x(b, h, i, 0), x.shape[3]);
@@ -228,7 +215,7 @@ struct Linear {
   static auto without_rows_of_no_gradient(const View<X, 4>& x, const View<G, 4>& dy) {
     Tensor<std::remove_const_t<X>, 4> result(x.shape);
     result.setZero();
-    for_each_row(x, [&](Index b, Index h, Index i) {
+    detail::for_each_row(x.shape, [&](Index b, Index h, Index i) {
       bool any = false;
       for (Index c = 0; c < dy.shape[3]; ++c) {
         any = any || static_cast<Accumulate>(dy(b, h, i, c)) != Accumulate(0.0);

@@ -133,16 +133,8 @@ class MatrixProduct {
   static void for_each_panel(const Panels<Accumulator>& split, const Body& body) {
     for (Index p = 0; p < split.count; ++p) {
       const auto panel = split[p];
-      switch (panel.vectors) {
-        case 1:
-          body.template operator()<1>(panel.first);
-          break;
-        case 2:
-          body.template operator()<2>(panel.first);
-          break;
-        default:
-          body.template operator()<3>(panel.first);
-      }
+      with_vectors(panel.vectors,
+                   [&]<int Vectors>() { body.template operator()<Vectors>(panel.first); });
     }
   }
 

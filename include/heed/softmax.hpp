@@ -18,16 +18,6 @@
 namespace heed {
 namespace detail {
 
-/// body(b, h, i) for every row of (batch, heads, rows, columns).
-template <class Body>
-void for_each_row(const std::array<Index, 4>& shape, const Body& body) {
-  for (Index b = 0; b < shape[0]; ++b) {
-    for (Index h = 0; h < shape[1]; ++h) {
-      for (Index i = 0; i < shape[2]; ++i) body(b, h, i);
-    }
-  }
-}
-
 /// to = e^from / sum of e^from over a row, by way of `row`, which has room for as many numbers.
 /// `from` may be `row`, and `row` may be `to`. Entries of -infinity get 0; a row of nothing else
 /// becomes zeros.

@@ -224,6 +224,16 @@ EIGEN_ALWAYS_INLINE auto rank4(T& x) {
   return expand<4, 2>(view(x));
 }
 
+/// body(b, h, i) for every row of (batch, heads, rows, columns).
+template <class Body>
+void for_each_row(const std::array<Index, 4>& shape, const Body& body) {
+  for (Index b = 0; b < shape[0]; ++b) {
+    for (Index h = 0; h < shape[1]; ++h) {
+      for (Index i = 0; i < shape[2]; ++i) body(b, h, i);
+    }
+  }
+}
+
 /// How a policy keeps an argument: a temporary or a View is kept by value, anything else is
 /// referred to and must outlive the policy.
 template <class T>

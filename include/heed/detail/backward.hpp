@@ -33,13 +33,12 @@ namespace heed::detail {
 ///
 /// What a key head's gradients are added up from, and in which order, depends on the shapes alone.
 /// See MaterialisedBackward for the mathematics.
-template <class Accumulator, class In, class Pass, class Score, class BoundMask,
-          class DropoutPolicy, class Gradients>
+template <class Accumulator, class Call>
 class Backward {
   using L = Lanes<Accumulator>;
-  using Call = BackwardCall<In, Pass, Score, BoundMask, DropoutPolicy, Gradients>;
   using Block = QueryBlock<Accumulator, Call>;
   using Tile = TileGradients<Accumulator, Call>;
+  using Score = typename Call::Score;
   using Similarity = typename Score::Similarity;
   using KeyPanels = typename Block::KeyPanels;
   using ValuePanels = typename Block::ValuePanels;
@@ -49,20 +48,19 @@ class Backward {
   static constexpr Index block_lanes = Block::lanes;
 
  public:
-  Backward(const Problem& problem, const In& in, const Pass& pass, const Score& score,
-           const BoundMask& mask, const DropoutPolicy& dropout, const Gradients& gradients)
-      : p_(problem),
-        call_{problem, in, pass, score, mask, dropout, gradients},
-        parameters_(problem, score),
+  explicit Backward(const Call& call)
+      : p_(call.problem),
+        call_(call),
+        parameters_(call.problem, call.score),
         shared_(parameters_.shared_by_bias()),
-        key_in_place_(readable_in_place<Accumulator>(in.key)),
-        value_in_place_(readable_in_place<Accumulator>(in.value)),
-        group_(problem.kv_heads == 0 ? 0 : problem.heads / problem.kv_heads),
-        vectors_((problem.queries + L::size - 1) / L::size),
+        key_in_place_(readable_in_place<Accumulator>(call.in.key)),
+        value_in_place_(readable_in_place<Accumulator>(call.in.value)),
+        group_(p_.kv_heads == 0 ? 0 : p_.heads / p_.kv_heads),
+        vectors_((p_.queries + L::size - 1) / L::size),
         blocks_((vectors_ + Block::vectors - 1) / Block::vectors),
-        key_width_(padded<Accumulator>(problem.key_dim)),
-        value_width_(padded<Accumulator>(problem.value_dim)),
-        tile_keys_(std::min(tile_keys(), problem.keys)) {
+        key_width_(padded<Accumulator>(p_.key_dim)),
+        value_width_(padded<Accumulator>(p_.value_dim)),
+        tile_keys_(std::min(tile_keys(), p_.keys)) {
     const Index heads = (shared_.batch ? 1 : p_.batch) * (shared_.head ? 1 : p_.kv_heads);
     // An even number, so that two pieces of work are equal; a piece has four blocks or more, or is
     // one of two, as each has sums of its own to be added up.
@@ -155,7 +153,7 @@ class Backward {
       const Index keys = b.tile_keys_, pairs = keys * block_lanes;
       body(&Workspace::weights, pairs);
       body(&Workspace::slopes, pairs);
-      body(&Workspace::mask_pairs, HidesNothing<BoundMask> ? 0 : pairs);
+      body(&Workspace::mask_pairs, HidesNothing<typename Call::Mask> ? 0 : pairs);
       body(&Workspace::key_copy, b.key_in_place_ ? 0 : keys * b.p_.key_dim);
       body(&Workspace::value_copy, b.value_in_place_ ? 0 : keys * b.p_.value_dim);
       body(&Workspace::key, product ? 0 : b.key_width_ * keys);
@@ -368,7 +366,7 @@ class Backward {
       if constexpr (product) {
         dk += slope * q;
         block.d_query[panel.first * p_.key_dim + c * panel.lanes + lane] += slope * key[c];
-      } else if constexpr (!flat) {
+      } else {
         if (slope == 0) continue;
         const auto slopes = call_.score.similarity.slopes(q, key[c], space.parameter[c]);
         dk += slope * slopes.key;
@@ -389,7 +387,7 @@ class Backward {
   }
 
   const Problem& p_;
-  Call call_;
+  const Call& call_;
   ParameterGradients<Accumulator, Score> parameters_;
   typename ParameterGradients<Accumulator, Score>::Axes shared_;
   bool key_in_place_, value_in_place_;

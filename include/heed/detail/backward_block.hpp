@@ -21,36 +21,6 @@
 
 namespace heed::detail {
 
-/// What one backward pass goes by.
-template <class In, class Pass, class BoundScore, class BoundMask, class DropoutPolicy,
-          class Gradients>
-struct BackwardCall {
-  using Score = BoundScore;
-  using Mask = BoundMask;
-  const Problem& problem;
-  const In& in;
-  const Pass& pass;
-  const BoundScore& score;
-  const BoundMask& mask;
-  const DropoutPolicy& dropout;
-  const Gradients& gradients;
-};
-
-/// The similarity of every matrix product.
-template <class Accumulator>
-struct Product {
-  static constexpr bool one_instruction = true;
-  Accumulator query_factor;
-  template <class T>
-  EIGEN_ALWAYS_INLINE T step(const T& sum, const T& q, const T& k, Index) const {
-    return multiply_add(q, k, sum);
-  }
-  template <class T>
-  EIGEN_ALWAYS_INLINE T finish(const T& sum) const {
-    return sum;
-  }
-};
-
 /// A similarity that stops at the sum of its terms, where the slope of the rest is taken.
 template <class Similarity>
 struct Sums : Similarity {

@@ -91,9 +91,7 @@ class TileGradients {
           .store(gradients.scores + at);
     }
     if constexpr (trains_width) {
-      alignas(64) Accumulator sums[L::size];
-      by_width.store(sums);
-      for (Accumulator sum : sums) *trained += sum;
+      *trained += sum_of_lanes(by_width);
     }
   }
 

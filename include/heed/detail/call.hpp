@@ -14,6 +14,7 @@
 #include "heed/detail/materialised_backward.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/dropout.hpp"
+#include "heed/kernel.hpp"
 #include "heed/mask.hpp"
 #include "heed/modifier.hpp"
 #include "heed/score.hpp"
@@ -189,15 +190,12 @@ struct Call {
               },
               bound_score.modifiers);
           const auto gradients = make(inputs);
-          using BoundScore = std::remove_cvref_t<decltype(bound_score)>;
-          using BoundMask = std::remove_cvref_t<decltype(bound_mask)>;
-          using Gradients = std::remove_const_t<decltype(gradients)>;
-          using Engine = std::conditional_t<
-              Laned<Accumulate>,
-              Backward<Accumulate, decltype(in), Pass, BoundScore, BoundMask, Dropout, Gradients>,
-              MaterialisedBackward<Accumulate, decltype(in), Pass, BoundScore, BoundMask, Dropout,
-                                   Gradients>>;
-          Engine(problem, in, pass, bound_score, bound_mask, dropout, gradients).run(options.pool);
+          const BackwardCall backward{problem,    in,      pass,     bound_score,
+                                      bound_mask, dropout, gradients};
+          using Engine =
+              std::conditional_t<Laned<Accumulate>, Backward<Accumulate, decltype(backward)>,
+                                 MaterialisedBackward<Accumulate, decltype(backward)>>;
+          Engine(backward).run(options.pool);
         });
   }
 

@@ -26,14 +26,9 @@ struct Ahead {
 
   EIGEN_ALWAYS_INLINE void ask(Index first, Index last) const {
     for (Index row = first; row < std::min(last, count); ++row) {
-      ask_row(key + row * key_stride, key_bytes);
-      ask_row(value + row * value_stride, value_bytes);
+      fetch(key + row * key_stride, key_bytes);
+      fetch(value + row * value_stride, value_bytes);
     }
-  }
-
- private:
-  EIGEN_ALWAYS_INLINE static void ask_row(const char* row, Index bytes) {
-    for (Index at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
   }
 };
 
@@ -153,9 +148,7 @@ struct QuerySums {
     std::fill(scores + count, scores + vectors * L::size, -infinity);
     L most = L::load(scores);
     for (Index v = 1; v < vectors; ++v) most = max(most, L::load(scores + v * L::size));
-    Scalar lanes[L::size];
-    most.store(lanes);
-    const Scalar fade = raise(*std::max_element(lanes, lanes + L::size));
+    const Scalar fade = raise(largest_lane(most));
     L total(0);
     for (Index v = 0; v < vectors; ++v) {
       const L weight =
@@ -163,9 +156,7 @@ struct QuerySums {
       weight.store(scores + v * L::size);
       total += weight;
     }
-    total.store(lanes);
-    *sum *= fade;
-    for (const Scalar part : lanes) *sum += part;
+    *sum = *sum * fade + sum_of_lanes(total);
     return fade;
   }
 

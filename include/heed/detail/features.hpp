@@ -109,14 +109,6 @@ Index feature_offset(Index columns, Index capacity, Index row, Index column) {
          panel.first;
 }
 
-/// Asks for numbers to be brought near.
-template <class Scalar>
-EIGEN_ALWAYS_INLINE void fetch(const Scalar* from, Index count) {
-  for (Index at = 0; at < count; at += 64 / static_cast<Index>(sizeof(Scalar))) {
-    __builtin_prefetch(from + at);
-  }
-}
-
 /// A panel of queries within a block: lanes `first` to first + lanes - 1, of which `count` are
 /// queries, and how many of a tile's keys it is concerned with.
 struct QueryPanel {

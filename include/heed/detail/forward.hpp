@@ -73,25 +73,17 @@ class Forward {
                             : tile_keys_) {}
 
   void run(Eigen::ThreadPoolInterface* pool) const {
-    parallel_for(pool, problem_.batch * problem_.heads * panels_.count,
-                 [this](Index first, Index last) {
-                   Workspace space(*this);
-                   for (Index item = first; item < last; ++item) {
-                     const Index head = item / panels_.count % problem_.heads;
-                     const Index batch = item / panels_.count / problem_.heads;
-                     const auto panel = panels_[item % panels_.count];
-                     switch (panel.vectors) {
-                       case 1:
-                         attend<1>(space, batch, head, panel.first);
-                         break;
-                       case 2:
-                         attend<2>(space, batch, head, panel.first);
-                         break;
-                       default:
-                         attend<3>(space, batch, head, panel.first);
-                     }
-                   }
-                 });
+    parallel_for(
+        pool, problem_.batch * problem_.heads * panels_.count, [this](Index first, Index last) {
+          Workspace space(*this);
+          for (Index item = first; item < last; ++item) {
+            const Index head = item / panels_.count % problem_.heads;
+            const Index batch = item / panels_.count / problem_.heads;
+            const auto panel = panels_[item % panels_.count];
+            with_vectors(panel.vectors,
+                         [&]<int Vectors>() { attend<Vectors>(space, batch, head, panel.first); });
+          }
+        });
   }
 
  private:

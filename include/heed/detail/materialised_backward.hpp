@@ -23,24 +23,15 @@ namespace heed::detail {
 ///
 /// and dS goes back through the modifiers, last first, and then through the similarity. A pair that
 /// the mask hides is not looked at; neither is a query without keys, whose gradient is 0.
-template <class Accumulator, class In, class Pass, class Score, class BoundMask,
-          class DropoutPolicy, class Gradients>
+template <class Accumulator, class Call>
 class MaterialisedBackward {
+  using Score = typename Call::Score;
   using Similarity = typename Score::Similarity;
   using Modifiers = decltype(Score::modifiers);
-  static constexpr bool transforms = requires(const Similarity& s) { s.transform; };
+  static constexpr bool transforms = Transforms<Similarity>;
 
  public:
-  MaterialisedBackward(const Problem& problem, const In& in, const Pass& pass, const Score& score,
-                       const BoundMask& mask, const DropoutPolicy& dropout,
-                       const Gradients& gradients)
-      : problem_(problem),
-        in_(in),
-        pass_(pass),
-        score_(score),
-        mask_(mask),
-        dropout_(dropout),
-        gradients_(gradients) {}
+  explicit MaterialisedBackward(const Call& call) : problem_(call.problem), call_(call) {}
 
   void run(Eigen::ThreadPoolInterface* pool) const {
     // Heads may share the gradient of a parameter, which then has one writer.
@@ -66,14 +57,15 @@ class MaterialisedBackward {
     for (Index h = kv * group; h < (kv + 1) * group; ++h) {
       for (Index i = 0; i < problem_.queries; ++i) query_back(b, h, kv, i, d_key, d_value);
     }
-    using KeyNumber = typename decltype(gradients_.key)::Scalar;
-    using ValueNumber = typename decltype(gradients_.value)::Scalar;
+    using KeyNumber = typename decltype(call_.gradients.key)::Scalar;
+    using ValueNumber = typename decltype(call_.gradients.value)::Scalar;
     for (Index j = 0; j < problem_.keys; ++j) {
       for (Index c = 0; c < problem_.key_dim; ++c) {
-        gradients_.key(b, kv, j, c) = static_cast<KeyNumber>(d_key[at(j * problem_.key_dim + c)]);
+        call_.gradients.key(b, kv, j, c) =
+            static_cast<KeyNumber>(d_key[at(j * problem_.key_dim + c)]);
       }
       for (Index c = 0; c < problem_.value_dim; ++c) {
-        gradients_.value(b, kv, j, c) =
+        call_.gradients.value(b, kv, j, c) =
             static_cast<ValueNumber>(d_value[at(j * problem_.value_dim + c)]);
       }
     }
@@ -81,14 +73,14 @@ class MaterialisedBackward {
 
   void query_back(Index b, Index h, Index kv, Index i, Row& d_key, Row& d_value) const {
     using std::exp;
-    using Number = typename decltype(gradients_.query)::Scalar;
-    const auto& similarity = score_.similarity;
+    using Number = typename decltype(call_.gradients.query)::Scalar;
+    const auto& similarity = call_.score.similarity;
     const Accumulator zero(0.0), one(1.0), infinity(std::numeric_limits<double>::infinity());
-    const auto q = [&](Index c) { return static_cast<Accumulator>(in_.query(b, h, i, c)); };
-    const auto lse = static_cast<Accumulator>(pass_.log_sum_exp(b, h, i));
+    const auto q = [&](Index c) { return static_cast<Accumulator>(call_.in.query(b, h, i, c)); };
+    const auto lse = static_cast<Accumulator>(call_.pass.log_sum_exp(b, h, i));
     if (lse == -infinity) {
       for (Index c = 0; c < problem_.query_dim; ++c) {
-        gradients_.query(b, h, i, c) = static_cast<Number>(zero);
+        call_.gradients.query(b, h, i, c) = static_cast<Number>(zero);
       }
       return;
     }
@@ -106,20 +98,22 @@ class MaterialisedBackward {
       query[at(c)] = feature * similarity.query_factor;
     }
     const auto d_output = [&](Index c) {
-      return static_cast<Accumulator>(pass_.grad_output(b, h, i, c));
+      return static_cast<Accumulator>(call_.pass.grad_output(b, h, i, c));
     };
     Accumulator delta = zero;
     for (Index c = 0; c < problem_.value_dim; ++c) {
-      delta += d_output(c) * static_cast<Accumulator>(pass_.output(b, h, i, c));
+      delta += d_output(c) * static_cast<Accumulator>(call_.pass.output(b, h, i, c));
     }
 
-    const auto counter = dropout_.row(b, h, i);
-    const auto keep_scale = static_cast<Accumulator>(dropout_.scale());
-    const auto keys = mask_.row(b, h, i);
+    const auto counter = call_.dropout.row(b, h, i);
+    const auto keep_scale = static_cast<Accumulator>(call_.dropout.scale());
+    const auto keys = call_.mask.row(b, h, i);
     for (int run = 0; run < keys.count; ++run) {
       for (Index j = keys[run].begin; j < keys[run].end; ++j) {
-        if (!keys.exact && !mask_.allows(b, h, i, j)) continue;
-        const auto key = [&](Index c) { return static_cast<Accumulator>(in_.key(b, kv, j, c)); };
+        if (!keys.exact && !call_.mask.allows(b, h, i, j)) continue;
+        const auto key = [&](Index c) {
+          return static_cast<Accumulator>(call_.in.key(b, kv, j, c));
+        };
         Accumulator sum = zero;
         for (Index c = 0; c < problem_.key_dim; ++c) {
           sum = similarity.step(sum, query[at(c)], key(c), c);
@@ -127,12 +121,12 @@ class MaterialisedBackward {
         const auto through_softmax = [&](const Accumulator& s) -> Accumulator {
           // At most 1: log_sum_exp may be rounded to below the score of an only key.
           const Accumulator p = s > lse ? one : Accumulator(exp(Accumulator(s - lse)));
-          if (dropout_.active() && !dropout_.keeps(counter, j)) return -(p * delta);
-          const Accumulator keep = dropout_.active() ? keep_scale : one;
+          if (call_.dropout.active() && !call_.dropout.keeps(counter, j)) return -(p * delta);
+          const Accumulator keep = call_.dropout.active() ? keep_scale : one;
           const Accumulator weight = p * keep;
           Accumulator dp = zero;
           for (Index c = 0; c < problem_.value_dim; ++c) {
-            dp += d_output(c) * static_cast<Accumulator>(in_.value(b, kv, j, c));
+            dp += d_output(c) * static_cast<Accumulator>(call_.in.value(b, kv, j, c));
             d_value[at(j * problem_.value_dim + c)] += weight * d_output(c);
           }
           return p * (keep * dp - delta);
@@ -156,7 +150,7 @@ class MaterialisedBackward {
       } else {
         gradient = d_query[at(r)];
       }
-      gradients_.query(b, h, i, r) = static_cast<Number>(gradient);
+      call_.gradients.query(b, h, i, r) = static_cast<Number>(gradient);
     }
   }
 
@@ -168,7 +162,7 @@ class MaterialisedBackward {
     if constexpr (m == std::tuple_size_v<Modifiers>) {
       return rest(s);
     } else {
-      const auto& modifier = std::get<m>(score_.modifiers);
+      const auto& modifier = std::get<m>(call_.score.modifiers);
       if constexpr (requires { modifier.shifts; }) {
         const Accumulator g = through_modifiers<m + 1>(modifier(s, b, h, i, j), b, h, i, j, rest);
         if constexpr (Trained<std::remove_cvref_t<decltype(modifier)>>) {
@@ -190,7 +184,7 @@ class MaterialisedBackward {
 
   void through_similarity(const Accumulator& sum, Accumulator g, const Row& query, const auto& key,
                           Row& d_query, Accumulator* d_key) const {
-    const auto& similarity = score_.similarity;
+    const auto& similarity = call_.score.similarity;
     if constexpr (Similarity::one_instruction) {
       for (Index c = 0; c < problem_.key_dim; ++c) {
         d_query[at(c)] += g * key(c);
@@ -220,12 +214,7 @@ class MaterialisedBackward {
   }
 
   const Problem& problem_;
-  const In& in_;
-  const Pass& pass_;
-  const Score& score_;
-  const BoundMask& mask_;
-  const DropoutPolicy& dropout_;
-  const Gradients& gradients_;
+  const Call& call_;
 };
 
 }  // namespace heed::detail

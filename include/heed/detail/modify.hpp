@@ -57,6 +57,19 @@ EIGEN_DONT_INLINE void add_bias(const ScoreTile<Scalar, Vectors>& tile,
   }
 }
 
+/// body(at, queries, key) for every vector of scores of a tile.
+template <class Scalar, int Vectors>
+EIGEN_ALWAYS_INLINE void for_each_vector(const ScoreTile<Scalar, Vectors>& tile, const auto& body) {
+  using L = Lanes<Scalar>;
+  L query[Vectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) query[v] = L::counting(tile.query + v * L::size);
+  for (Index j = 0; j < tile.keys; ++j) {
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) body(tile.at(j, v), query[v], tile.key + j);
+  }
+}
+
 /// A modifier that runs on Lanes.
 template <class Modifier, class L>
 concept RunsOnLanes = requires(const Modifier& m, L s) {
@@ -71,16 +84,10 @@ void apply_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modi
   if constexpr (requires { modifier.added; }) {
     add_bias(tile, modifier.added);
   } else if constexpr (RunsOnLanes<Modifier, L>) {
-    L query[Vectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) query[v] = L::counting(tile.query + v * L::size);
-    for (Index j = 0; j < tile.keys; ++j) {
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) {
-        Scalar* at = tile.at(j, v);
-        modifier.lanes(L::load(at), tile.batch, tile.head, query[v], tile.key + j).store(at);
-      }
-    }
+    for_each_vector(
+        tile, [&](Scalar * at, L query, Index key) __attribute__((always_inline)) {
+          modifier.lanes(L::load(at), tile.batch, tile.head, query, key).store(at);
+        });
   } else {
     for (Index j = 0; j < tile.keys; ++j) {
       for (Index lane = 0; lane < tile.queries; ++lane) {
@@ -106,19 +113,12 @@ void differentiate_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifi
   if constexpr (requires { modifier.shifts; }) {
     apply_modifier(tile, modifier);
   } else if constexpr (DifferentiatesOnLanes<Modifier, L>) {
-    L query[Vectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) query[v] = L::counting(tile.query + v * L::size);
-    for (Index j = 0; j < tile.keys; ++j) {
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) {
-        Scalar* at = tile.at(j, v);
-        const auto dual =
-            modifier.differentiate(L::load(at), tile.batch, tile.head, query[v], tile.key + j);
-        dual.value.store(at);
-        dual.slopes[0].store(slopes + (at - tile.scores));
-      }
-    }
+    for_each_vector(
+        tile, [&](Scalar * at, L query, Index key) __attribute__((always_inline)) {
+          const auto dual = modifier.differentiate(L::load(at), tile.batch, tile.head, query, key);
+          dual.value.store(at);
+          dual.slopes[0].store(slopes + (at - tile.scores));
+        });
   } else {
     for (Index j = 0; j < tile.keys; ++j) {
       for (Index lane = 0; lane < tile.lanes; ++lane) {
@@ -148,17 +148,11 @@ template <class Scalar, int Vectors>
 EIGEN_DONT_INLINE Scalar distance_sum(const ScoreTile<Scalar, Vectors>& gradients) {
   using L = Lanes<Scalar>;
   L sum(0);
-  for (Index j = 0; j < gradients.keys; ++j) {
-    for (int v = 0; v < Vectors; ++v) {
-      const L distance = L(gradients.key + j) - L::counting(gradients.query + v * L::size);
-      sum = fma(L::load(gradients.at(j, v)), distance, sum);
-    }
-  }
-  alignas(64) Scalar lanes[L::size];
-  sum.store(lanes);
-  Scalar total = 0;
-  for (Scalar lane : lanes) total += lane;
-  return total;
+  for_each_vector(
+      gradients, [&](const Scalar* at, L query, Index key) __attribute__((always_inline)) {
+        sum = fma(L::load(at), L(key) - query, sum);
+      });
+  return sum_of_lanes(sum);
 }
 
 /// Adds the gradients of the scores to those of a tensor that was added to them.

@@ -18,6 +18,14 @@ struct Rows {
   const Scalar* operator[](Index row) const { return data + row * stride; }
 };
 
+/// Asks for numbers to be brought near.
+template <class Scalar>
+EIGEN_ALWAYS_INLINE void fetch(const Scalar* from, Index count) {
+  for (Index at = 0; at < count; at += 64 / static_cast<Index>(sizeof(Scalar))) {
+    __builtin_prefetch(from + at);
+  }
+}
+
 /// One (batch, head) of a tensor.
 template <class Scalar>
 struct Slab {
@@ -191,9 +199,7 @@ Accumulator row_dot(const Slab<const A>& a, const Slab<const B>& b, Index row, I
       sums =
           fma(load_widened<Accumulator>(&a(row, c)), load_widened<Accumulator>(&b(row, c)), sums);
     }
-    alignas(64) Accumulator lanes[L::size];
-    sums.store(lanes);
-    for (Accumulator lane : lanes) sum += lane;
+    sum = sum_of_lanes(sums);
   }
   for (; c < width; ++c) {
     sum += static_cast<Accumulator>(a(row, c)) * static_cast<Accumulator>(b(row, c));

@@ -24,7 +24,6 @@ namespace heed::detail {
 ///   finish_slope(sum)     derivative of the score by the sum
 ///   width_slope(sum)      derivative of the score by the parameter that all features share, if any
 ///   flat                  declared where the score has no slope anywhere
-///   arbitrary             declared where slopes of finite features may be infinite
 ///   gradient              View to which the gradient of parameters() is added, or NoGradient
 struct ScoreTag {};
 /// Base of what changes a score. `bind<Accumulator>(problem)` gives a function of
@@ -138,6 +137,21 @@ template <class Scalar>
 EIGEN_ALWAYS_INLINE Lanes<Scalar> multiply_add(Lanes<Scalar> a, Lanes<Scalar> b, Lanes<Scalar> c) {
   return fma(a, b, c);
 }
+
+/// The similarity of every matrix product.
+template <class Accumulator>
+struct Product {
+  static constexpr bool one_instruction = true;
+  Accumulator query_factor;
+  template <class T>
+  EIGEN_ALWAYS_INLINE T step(const T& sum, const T& q, const T& k, Index) const {
+    return multiply_add(q, k, sum);
+  }
+  template <class T>
+  EIGEN_ALWAYS_INLINE T finish(const T& sum) const {
+    return sum;
+  }
+};
 
 template <class T>
 inline constexpr bool is_lanes = false;

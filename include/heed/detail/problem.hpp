@@ -48,6 +48,34 @@ struct GradientViews {
   View<Value, 4> value;
 };
 
+/// What one backward pass goes by.
+template <class In, class Pass, class BoundScore, class BoundMask, class DropoutPolicy,
+          class Gradients>
+struct BackwardCall {
+  using Score = BoundScore;
+  using Mask = BoundMask;
+  const Problem& problem;
+  const In& in;
+  const Pass& pass;
+  const BoundScore& score;
+  const BoundMask& mask;
+  const DropoutPolicy& dropout;
+  const Gradients& gradients;
+};
+template <class In, class Pass, class Score, class Mask, class DropoutPolicy, class Gradients>
+BackwardCall(const Problem&, const In&, const Pass&, const Score&, const Mask&,
+             const DropoutPolicy&, const Gradients&)
+    -> BackwardCall<In, Pass, Score, Mask, DropoutPolicy, Gradients>;
+
+/// Refuses queries and keys of different widths, for scores that compare them feature by feature.
+inline void check_widths_agree(const Problem& problem, const char* score) {
+  if (problem.query_dim != problem.key_dim) {
+    fail(problem.function, score, " needs queries and keys of one width, got ", problem.query_dim,
+         " and ", problem.key_dim, " features (last axis); query is ", problem.query_shape(),
+         ", key is ", problem.key_shape());
+  }
+}
+
 /// A tensor of rank 2 (queries, keys), 3 (batch in front) or 4 (batch, heads, queries, keys) over
 /// the scores; an axis of extent 1 gets stride 0.
 template <class T>

@@ -5,6 +5,7 @@
 #include "heed/detail/lanes.hpp"
 #include "heed/detail/pack.hpp"
 #include "heed/detail/parallel.hpp"
+#include "heed/detail/policy.hpp"
 #include "heed/detail/tile.hpp"
 
 namespace heed::detail {
@@ -13,7 +14,7 @@ namespace heed::detail {
 template <class Accumulator, class Similarity>
 class Scorer {
   using L = Lanes<Accumulator>;
-  static constexpr bool transforms = requires(const Similarity& s) { s.transform; };
+  static constexpr bool transforms = Transforms<Similarity>;
   /// A step that is more than one multiply-add holds a vector between its parts, and gets a quarter
   /// of the accumulators' registers for it.
   template <int Vectors>
