@@ -6,9 +6,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/core/alias.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 #include "heed/detail/call.hpp"
-#include "heed/detail/check.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "heed/detail/check.hpp"
+#include "heed/core/error.hpp"
 
 namespace heed {
 

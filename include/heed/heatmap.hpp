@@ -15,9 +15,9 @@
 #include <utility>
 #include <vector>
 
-#include "heed/detail/check.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 #include "heed/detail/svg.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 

@@ -5,10 +5,10 @@
 #include <type_traits>
 #include <utility>
 
-#include "heed/detail/check.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/problem.hpp"
-#include "heed/tensor.hpp"
 
 /// Scores of the distance between query and key, with which attention is kernel regression.
 namespace heed {

@@ -7,10 +7,11 @@
 #include <type_traits>
 #include <utility>
 
-#include "heed/detail/check.hpp"
+#include "heed/core/alias.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 #include "heed/detail/pack.hpp"
 #include "heed/matmul.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 

@@ -6,12 +6,14 @@
 #include <type_traits>
 #include <utility>
 
-#include "heed/detail/check.hpp"
+#include "heed/core/alias.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/parallel.hpp"
+#include "heed/core/scratch.hpp"
+#include "heed/core/view.hpp"
 #include "heed/detail/pack.hpp"
-#include "heed/detail/parallel.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/tile.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 namespace detail {

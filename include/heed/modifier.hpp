@@ -7,10 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "heed/detail/check.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/problem.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 

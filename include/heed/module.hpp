@@ -3,9 +3,9 @@
 #include <utility>
 
 #include "heed/attention.hpp"
-#include "heed/detail/check.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 #include "heed/linear.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 

@@ -5,10 +5,10 @@
 #include <utility>
 
 #include "heed/attention.hpp"
-#include "heed/detail/check.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 #include "heed/linear.hpp"
 #include "heed/module.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 

@@ -9,11 +9,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "heed/core/view.hpp"
 #include "heed/detail/math.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/widen.hpp"
 #include "heed/mask.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 namespace detail {

@@ -5,12 +5,13 @@
 #include <cstddef>
 #include <utility>
 
+#include "heed/core/parallel.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/detail/backward_block.hpp"
 #include "heed/detail/backward_tile.hpp"
 #include "heed/detail/features.hpp"
 #include "heed/detail/masking.hpp"
 #include "heed/detail/pack.hpp"
-#include "heed/detail/parallel.hpp"
 #include "heed/detail/parameter_gradients.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/problem.hpp"

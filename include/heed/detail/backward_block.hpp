@@ -8,11 +8,12 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/core/parallel.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/detail/additive_scorer.hpp"
 #include "heed/detail/features.hpp"
 #include "heed/detail/masking.hpp"
 #include "heed/detail/pack.hpp"
-#include "heed/detail/parallel.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/scorer.hpp"

@@ -5,12 +5,13 @@
 #include <tuple>
 #include <type_traits>
 
+#include "heed/core/parallel.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/detail/backward_block.hpp"
 #include "heed/detail/features.hpp"
 #include "heed/detail/math.hpp"
 #include "heed/detail/modify.hpp"
 #include "heed/detail/pack.hpp"
-#include "heed/detail/parallel.hpp"
 #include "heed/detail/parameter_gradients.hpp"
 #include "heed/detail/tile.hpp"
 

@@ -6,8 +6,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/core/alias.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 #include "heed/detail/backward.hpp"
-#include "heed/detail/check.hpp"
 #include "heed/detail/decode.hpp"
 #include "heed/detail/forward.hpp"
 #include "heed/detail/materialised.hpp"
@@ -18,7 +20,6 @@
 #include "heed/mask.hpp"
 #include "heed/modifier.hpp"
 #include "heed/score.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed {
 

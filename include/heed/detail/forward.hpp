@@ -6,13 +6,14 @@
 #include <tuple>
 #include <type_traits>
 
+#include "heed/core/parallel.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/detail/additive_scorer.hpp"
 #include "heed/detail/masking.hpp"
 #include "heed/detail/math.hpp"
 #include "heed/detail/modify.hpp"
 #include "heed/detail/online_softmax.hpp"
 #include "heed/detail/pack.hpp"
-#include "heed/detail/parallel.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/scorer.hpp"
 #include "heed/detail/tile.hpp"

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <Eigen/Core>
 
-#include "heed/detail/check.hpp"
+#include "heed/core/error.hpp"
 
 namespace heed::detail {
 

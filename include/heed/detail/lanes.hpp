@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <Eigen/Core>
 
-#include "heed/detail/check.hpp"
+#include "heed/core/error.hpp"
 
 namespace heed::detail {
 

@@ -6,7 +6,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "heed/detail/parallel.hpp"
+#include "heed/core/parallel.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/detail/problem.hpp"
 
 namespace heed::detail {

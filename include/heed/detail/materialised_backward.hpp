@@ -7,7 +7,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "heed/detail/parallel.hpp"
+#include "heed/core/parallel.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/problem.hpp"
 

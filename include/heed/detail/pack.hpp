@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "heed/core/view.hpp"
 #include "heed/detail/lanes.hpp"
 #include "heed/detail/widen.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed::detail {
 

@@ -5,9 +5,9 @@
 #include <tuple>
 #include <type_traits>
 
+#include "heed/core/view.hpp"
 #include "heed/detail/dual.hpp"
 #include "heed/detail/math.hpp"
-#include "heed/tensor.hpp"
 
 namespace heed::detail {
 

@@ -2,9 +2,10 @@
 
 #include <cstddef>
 
+#include "heed/core/parallel.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/detail/lanes.hpp"
 #include "heed/detail/pack.hpp"
-#include "heed/detail/parallel.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/tile.hpp"
 
