@@ -1,5 +1,5 @@
-#include "heed/detail/dual.hpp"
-#include "heed/detail/math.hpp"
+#include "heed/simd/dual.hpp"
+#include "heed/simd/math.hpp"
 #include "support.hpp"
 
 namespace heed::test {

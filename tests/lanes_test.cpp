@@ -1,4 +1,4 @@
-#include "heed/detail/lanes.hpp"
+#include "heed/simd/lanes.hpp"
 
 #include "support.hpp"
 

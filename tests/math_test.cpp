@@ -1,4 +1,4 @@
-#include "heed/detail/math.hpp"
+#include "heed/simd/math.hpp"
 
 #include "support.hpp"
 

@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "heed/core/view.hpp"
-#include "heed/detail/math.hpp"
 #include "heed/detail/problem.hpp"
-#include "heed/detail/widen.hpp"
 #include "heed/mask.hpp"
+#include "heed/simd/convert.hpp"
+#include "heed/simd/math.hpp"
 
 namespace heed {
 namespace detail {

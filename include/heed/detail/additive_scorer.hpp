@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <limits>
 
-#include "heed/detail/math.hpp"
 #include "heed/detail/scorer.hpp"
+#include "heed/simd/math.hpp"
 
 namespace heed::detail {
 

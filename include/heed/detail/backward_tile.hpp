@@ -9,11 +9,11 @@
 #include "heed/core/scratch.hpp"
 #include "heed/detail/backward_block.hpp"
 #include "heed/detail/features.hpp"
-#include "heed/detail/math.hpp"
 #include "heed/detail/modify.hpp"
 #include "heed/detail/pack.hpp"
 #include "heed/detail/parameter_gradients.hpp"
 #include "heed/detail/tile.hpp"
+#include "heed/simd/math.hpp"
 
 namespace heed::detail {
 

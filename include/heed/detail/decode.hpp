@@ -8,12 +8,12 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/lanes.hpp"
-#include "heed/detail/math.hpp"
 #include "heed/detail/online_softmax.hpp"
 #include "heed/detail/pack.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/tile.hpp"
+#include "heed/simd/lanes.hpp"
+#include "heed/simd/math.hpp"
 
 namespace heed::detail {
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "heed/detail/lanes.hpp"
 #include "heed/detail/pack.hpp"
 #include "heed/detail/tile.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 

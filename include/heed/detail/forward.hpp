@@ -10,13 +10,13 @@
 #include "heed/core/scratch.hpp"
 #include "heed/detail/additive_scorer.hpp"
 #include "heed/detail/masking.hpp"
-#include "heed/detail/math.hpp"
 #include "heed/detail/modify.hpp"
 #include "heed/detail/online_softmax.hpp"
 #include "heed/detail/pack.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/scorer.hpp"
 #include "heed/detail/tile.hpp"
+#include "heed/simd/math.hpp"
 
 namespace heed::detail {
 

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "heed/detail/key_set.hpp"
-#include "heed/detail/lanes.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 

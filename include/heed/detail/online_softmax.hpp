@@ -2,8 +2,8 @@
 
 #include <limits>
 
-#include "heed/detail/math.hpp"
 #include "heed/detail/tile.hpp"
+#include "heed/simd/math.hpp"
 
 namespace heed::detail {
 

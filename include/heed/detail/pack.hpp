@@ -4,8 +4,8 @@
 #include <type_traits>
 
 #include "heed/core/view.hpp"
-#include "heed/detail/lanes.hpp"
-#include "heed/detail/widen.hpp"
+#include "heed/simd/convert.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 

@@ -6,8 +6,8 @@
 #include <type_traits>
 
 #include "heed/core/view.hpp"
-#include "heed/detail/dual.hpp"
-#include "heed/detail/math.hpp"
+#include "heed/simd/dual.hpp"
+#include "heed/simd/math.hpp"
 
 namespace heed::detail {
 

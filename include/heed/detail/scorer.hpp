@@ -4,10 +4,10 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/lanes.hpp"
 #include "heed/detail/pack.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/tile.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 

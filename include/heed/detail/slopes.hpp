@@ -7,7 +7,7 @@
 
 #include "heed/detail/additive_scorer.hpp"
 #include "heed/detail/features.hpp"
-#include "heed/detail/math.hpp"
+#include "heed/simd/math.hpp"
 
 namespace heed::detail {
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "heed/detail/lanes.hpp"
 #include "heed/detail/pack.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 

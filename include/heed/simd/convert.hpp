@@ -2,7 +2,7 @@
 
 #include <type_traits>
 
-#include "heed/detail/lanes.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 

@@ -6,7 +6,8 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "heed/detail/lanes.hpp"
+#include "heed/simd/lanes.hpp"
+#include "heed/simd/select.hpp"
 
 namespace heed::detail {
 

@@ -2,7 +2,8 @@
 
 #include <cmath>
 
-#include "heed/detail/lanes.hpp"
+#include "heed/simd/lanes.hpp"
+#include "heed/simd/select.hpp"
 
 namespace heed::detail {
 
