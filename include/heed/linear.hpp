@@ -10,7 +10,8 @@
 #include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
-#include "heed/detail/pack.hpp"
+#include "heed/kernel/pack.hpp"
+#include "heed/kernel/rows.hpp"
 #include "heed/matmul.hpp"
 
 namespace heed {

@@ -9,14 +9,16 @@
 #include "heed/core/scratch.hpp"
 #include "heed/detail/backward_block.hpp"
 #include "heed/detail/backward_tile.hpp"
-#include "heed/detail/features.hpp"
 #include "heed/detail/masking.hpp"
-#include "heed/detail/pack.hpp"
 #include "heed/detail/parameter_gradients.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/slopes.hpp"
-#include "heed/detail/tile.hpp"
+#include "heed/kernel/outer_product.hpp"
+#include "heed/kernel/pack.hpp"
+#include "heed/kernel/panels.hpp"
+#include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/rows.hpp"
 
 namespace heed::detail {
 

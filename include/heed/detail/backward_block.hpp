@@ -11,14 +11,16 @@
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/detail/additive_scorer.hpp"
-#include "heed/detail/features.hpp"
 #include "heed/detail/masking.hpp"
-#include "heed/detail/pack.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/scorer.hpp"
 #include "heed/detail/slopes.hpp"
-#include "heed/detail/tile.hpp"
+#include "heed/kernel/outer_product.hpp"
+#include "heed/kernel/pack.hpp"
+#include "heed/kernel/panels.hpp"
+#include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/rows.hpp"
 
 namespace heed::detail {
 

@@ -8,11 +8,13 @@
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/detail/backward_block.hpp"
-#include "heed/detail/features.hpp"
 #include "heed/detail/modify.hpp"
-#include "heed/detail/pack.hpp"
 #include "heed/detail/parameter_gradients.hpp"
-#include "heed/detail/tile.hpp"
+#include "heed/kernel/outer_product.hpp"
+#include "heed/kernel/pack.hpp"
+#include "heed/kernel/panels.hpp"
+#include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/rows.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {

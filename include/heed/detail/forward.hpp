@@ -11,11 +11,13 @@
 #include "heed/detail/additive_scorer.hpp"
 #include "heed/detail/masking.hpp"
 #include "heed/detail/modify.hpp"
-#include "heed/detail/online_softmax.hpp"
-#include "heed/detail/pack.hpp"
 #include "heed/detail/problem.hpp"
 #include "heed/detail/scorer.hpp"
-#include "heed/detail/tile.hpp"
+#include "heed/kernel/online_softmax.hpp"
+#include "heed/kernel/pack.hpp"
+#include "heed/kernel/panels.hpp"
+#include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/rows.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {

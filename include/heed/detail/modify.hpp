@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "heed/detail/pack.hpp"
+#include "heed/kernel/pack.hpp"
+#include "heed/kernel/rows.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {

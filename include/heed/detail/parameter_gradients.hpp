@@ -4,9 +4,9 @@
 #include <tuple>
 #include <type_traits>
 
-#include "heed/detail/features.hpp"
 #include "heed/detail/policy.hpp"
 #include "heed/detail/problem.hpp"
+#include "heed/kernel/outer_product.hpp"
 
 namespace heed::detail {
 

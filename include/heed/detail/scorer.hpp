@@ -4,9 +4,11 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/pack.hpp"
 #include "heed/detail/policy.hpp"
-#include "heed/detail/tile.hpp"
+#include "heed/kernel/pack.hpp"
+#include "heed/kernel/panels.hpp"
+#include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/rows.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "heed/detail/additive_scorer.hpp"
-#include "heed/detail/features.hpp"
+#include "heed/kernel/outer_product.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {

@@ -3,74 +3,12 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "heed/core/view.hpp"
+#include "heed/kernel/panels.hpp"
+#include "heed/kernel/rows.hpp"
 #include "heed/simd/convert.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
-
-/// Rows of numbers, contiguous in themselves, `stride` apart.
-template <class Scalar>
-struct Rows {
-  const Scalar* data;
-  Index stride;
-
-  const Scalar* operator[](Index row) const { return data + row * stride; }
-};
-
-/// Asks for numbers to be brought near.
-template <class Scalar>
-EIGEN_ALWAYS_INLINE void fetch(const Scalar* from, Index count) {
-  for (Index at = 0; at < count; at += 64 / static_cast<Index>(sizeof(Scalar))) {
-    __builtin_prefetch(from + at);
-  }
-}
-
-/// One (batch, head) of a tensor.
-template <class Scalar>
-struct Slab {
-  Scalar* data;
-  Index row_stride, column_stride;
-
-  Scalar& operator()(Index row, Index column) const {
-    return data[row * row_stride + column * column_stride];
-  }
-};
-
-template <class Scalar>
-Slab<Scalar> slab(const View<Scalar, 4>& x, Index batch, Index head) {
-  return {x.data + batch * x.strides[0] + head * x.strides[1], x.strides[2], x.strides[3]};
-}
-
-/// Whether rows are read where they lie: of the accumulator's type and without gaps. Rows that lie
-/// apart, as those of a head within a packed projection, meet in few sets of the caches (rows of
-/// 512 floats: in a sixteenth of the first level); where many panels of queries read them, a copy
-/// of the head is worth its time.
-template <class Accumulator, class Scalar>
-bool readable_in_place(const View<const Scalar, 4>& x, Index panels = 0) {
-  return std::is_same_v<Scalar, Accumulator> && (x.strides[3] == 1 || x.shape[3] <= 1) &&
-         (x.strides[2] == x.shape[3] || panels <= 16);
-}
-
-/// count rows of a slab from `first` on, width numbers each: in place, or copied to the buffer.
-template <class Accumulator, class Scalar>
-Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count, Index width,
-                          bool in_place, Accumulator* buffer) {
-  if constexpr (std::is_same_v<Scalar, Accumulator>) {
-    if (in_place) return {&x(first, 0), x.row_stride};
-  }
-  using L = Lanes<Accumulator>;
-  for (Index row = 0; row < count; ++row) {
-    const Scalar* from = &x(first + row, 0);
-    Accumulator* to = buffer + row * width;
-    Index c = 0;
-    if (x.column_stride == 1) {
-      for (; c + L::size <= width; c += L::size) load_widened<Accumulator>(from + c).store(to + c);
-    }
-    for (; c < width; ++c) to[c] = static_cast<Accumulator>(from[c * x.column_stride]);
-  }
-  return {buffer, width};
-}
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of a vector type as template argument
@@ -167,44 +105,89 @@ void unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lan
   }
 }
 
-/// Whether a row holds no NaN and no infinity, which times 0 are NaN.
-template <Laned Scalar>
-bool all_finite(const Scalar* row, Index width) {
-  using L = Lanes<Scalar>;
-  L zero(0);
-  Index c = 0;
-  for (; c + L::size <= width; c += L::size) zero = fma(L::load(row + c), L(0), zero);
-  Scalar sum = sum_of_lanes(zero);
-  for (; c < width; ++c) sum += row[c] * 0;
-  return sum == 0;
-}
-
-/// Whether all of `count` rows are so.
-template <Laned Scalar>
-bool all_finite(const Rows<Scalar>& rows, Index count, Index width) {
-  Index row = 0;
-  while (row < count && all_finite(rows[row], width)) ++row;
-  return row == count;
-}
-
-/// sum over c of a(row, c) b(row, c).
-template <class Accumulator, class A, class B>
-Accumulator row_dot(const Slab<const A>& a, const Slab<const B>& b, Index row, Index width) {
+/// Lays `count` rows of x with lanes over their columns: panel p of `PanelsOf` begins at
+/// out + first * capacity and holds [row][column of the panel], with zeros behind the last column.
+/// Everything is multiplied by the factor.
+template <class PanelsOf, class Accumulator, class Scalar>
+void pack_features(const Slab<const Scalar>& x, Index first, Index count, Index columns,
+                   Index capacity, Accumulator* out, Accumulator factor = Accumulator(1)) {
   using L = Lanes<Accumulator>;
-  Accumulator sum = 0;
-  Index c = 0;
-  if (a.column_stride == 1 && b.column_stride == 1) {
-    L sums(0);
-    for (; c + L::size <= width; c += L::size) {
-      sums =
-          fma(load_widened<Accumulator>(&a(row, c)), load_widened<Accumulator>(&b(row, c)), sums);
+  const PanelsOf panels(columns);
+  const Index whole = x.column_stride == 1 ? columns / L::size * L::size : 0;
+  for (Index row = 0; row < count; ++row) {
+    const Scalar* from = &x(first + row, 0);
+    for (Index p = 0; p < panels.count; ++p) {
+      const auto panel = panels[p];
+      const Index width = panel.vectors * L::size;
+      Accumulator* to = out + panel.first * capacity + row * width;
+      for (Index c = panel.first; c < panel.first + width; c += L::size, to += L::size) {
+        if (c < whole) {
+          (load_widened<Accumulator>(from + c) * L(factor)).store(to);
+        } else {
+          for (Index lane = 0; lane < L::size; ++lane) {
+            to[lane] = c + lane < columns
+                           ? static_cast<Accumulator>(from[(c + lane) * x.column_stride]) * factor
+                           : Accumulator(0);
+          }
+        }
+      }
     }
-    sum = sum_of_lanes(sums);
   }
-  for (; c < width; ++c) {
-    sum += static_cast<Accumulator>(a(row, c)) * static_cast<Accumulator>(b(row, c));
+}
+
+/// The inverse, from rows `from_row` on to rows first .. first + count-1 of x: the sum, in order,
+/// of `parts` such layouts that lie `distance` apart.
+template <class PanelsOf, class Accumulator, class Scalar>
+void unpack_features(const Accumulator* from, Index parts, Index distance, Index capacity,
+                     Index columns, const Slab<Scalar>& x, Index first, Index count,
+                     Index from_row) {
+  using L = Lanes<Accumulator>;
+  const PanelsOf panels(columns);
+  const Index whole = x.column_stride == 1 ? columns / L::size * L::size : 0;
+  for (Index row = 0; row < count; ++row) {
+    Scalar* to = &x(first + row, 0);
+    for (Index p = 0; p < panels.count; ++p) {
+      const auto panel = panels[p];
+      const Index width = panel.vectors * L::size;
+      const Accumulator* at = from + panel.first * capacity + (from_row + row) * width;
+      for (Index c = panel.first; c < panel.first + width; c += L::size, at += L::size) {
+        L sum = L::load(at);
+        for (Index part = 1; part < parts; ++part) sum += L::load(at + part * distance);
+        if (c < whole) {
+          store_narrowed(sum, to + c);
+        } else {
+          alignas(64) Accumulator lanes[L::size];
+          sum.store(lanes);
+          for (Index lane = 0; lane < std::min(L::size, columns - c); ++lane) {
+            to[(c + lane) * x.column_stride] = static_cast<Scalar>(lanes[lane]);
+          }
+        }
+      }
+    }
   }
-  return sum;
+}
+
+/// Rows first .. first + count-1 of such a layout become 0.
+template <class PanelsOf, class Accumulator>
+void clear_features(Accumulator* features, Index capacity, Index columns, Index first,
+                    Index count) {
+  const PanelsOf panels(columns);
+  for (Index p = 0; p < panels.count; ++p) {
+    const Index width = panels[p].vectors * Lanes<Accumulator>::size;
+    Accumulator* from = features + panels[p].first * capacity + first * width;
+    std::fill(from, from + count * width, Accumulator(0));
+  }
+}
+
+/// Where the number at (row, column) of such a layout is.
+template <class PanelsOf, class Accumulator>
+Index feature_offset(Index columns, Index capacity, Index row, Index column) {
+  const PanelsOf panels(columns);
+  Index p = 0;
+  while (p + 1 < panels.count && panels[p + 1].first <= column) ++p;
+  const auto panel = panels[p];
+  return panel.first * capacity + row * panel.vectors * Lanes<Accumulator>::size + column -
+         panel.first;
 }
 
 }  // namespace heed::detail

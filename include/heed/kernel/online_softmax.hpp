@@ -1,8 +1,10 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
-#include "heed/detail/tile.hpp"
+#include "heed/kernel/register_tile.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {
@@ -90,6 +92,69 @@ struct OnlineSoftmax {
 
  private:
   static constexpr double binary = Units::binary;
+};
+
+/// What one query has summed up over some keys: the largest score, the sum of e^(score - largest),
+/// and with these weights the sum of the values.
+template <class Scalar, class Units>
+struct QuerySums {
+  using L = Lanes<Scalar>;
+  static constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
+  Scalar *largest, *sum, *output;
+  Index width;
+
+  static Index size(Index value_width) { return value_width + L::size; }
+  QuerySums(Scalar* memory, Index value_width)
+      : largest(memory + value_width), sum(largest + 1), output(memory), width(value_width) {}
+
+  void clear() const {
+    *largest = -infinity;
+    *sum = 0;
+    std::fill_n(output, width, Scalar(0));
+  }
+
+  /// Takes in count keys and turns their scores, up to a whole vector, into e^(score - largest).
+  /// What was accumulated before is due the result. The online softmax of OnlineSoftmax, with keys
+  /// in the lanes.
+  EIGEN_DONT_INLINE Scalar absorb(Scalar* scores, Index count) const {
+    const Index vectors = (count + L::size - 1) / L::size;
+    std::fill(scores + count, scores + vectors * L::size, -infinity);
+    L most = L::load(scores);
+    for (Index v = 1; v < vectors; ++v) most = max(most, L::load(scores + v * L::size));
+    const Scalar fade = raise(largest_lane(most));
+    L total(0);
+    for (Index v = 0; v < vectors; ++v) {
+      const L weight =
+          exp2_nonpositive((L::load(scores + v * L::size) - L(shift())) * L(Units::binary));
+      weight.store(scores + v * L::size);
+      total += weight;
+    }
+    *sum = *sum * fade + sum_of_lanes(total);
+    return fade;
+  }
+
+  /// Adds sums over other keys. Both are faded to the larger of the two largest scores.
+  void merge(const QuerySums& other) const {
+    const Scalar mine = raise(*other.largest), theirs = other.raise(*largest);
+    *sum = *sum * mine + *other.sum * theirs;
+    for (Index c = 0; c < width; ++c) output[c] = output[c] * mine + other.output[c] * theirs;
+  }
+
+  Scalar log_sum_exp() const {
+    if (*sum == 0) return -infinity;
+    return *largest * static_cast<Scalar>(ln_2 * Units::binary) + std::log(*sum);
+  }
+
+ private:
+  /// -inf - (-inf) is NaN, so a query that has seen no key subtracts 0.
+  Scalar shift() const { return *largest == -infinity ? 0 : *largest; }
+
+  /// Raises `largest` to the score given; what was accumulated before is due the result.
+  Scalar raise(Scalar score) const {
+    const Scalar before = *largest;
+    *largest = std::max(before, score);
+    return std::exp2((before - shift()) * static_cast<Scalar>(Units::binary));
+  }
 };
 
 }  // namespace heed::detail

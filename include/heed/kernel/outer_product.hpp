@@ -1,0 +1,86 @@
+#pragma once
+
+#include "heed/kernel/panels.hpp"
+#include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/rows.hpp"
+#include "heed/simd/lanes.hpp"
+
+namespace heed::detail {
+
+/// A panel of queries within a block: lanes `first` to first + lanes - 1, of which `count` are
+/// queries, and how many of a tile's keys it is concerned with.
+struct QueryPanel {
+  Index first, lanes, count, keys;
+};
+
+/// sums[row][c] += sum over queries i of pairs[row][i] * features[i][c], for the columns of one
+/// panel of features; fresh sums start at 0. `pairs` holds each panel of queries as [row][lane],
+/// `capacity` rows of them.
+template <int Vectors, class Accumulator>
+EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
+                                 const Accumulator* pairs, Index capacity, Index rows,
+                                 const Accumulator* features, Accumulator* sums, bool fresh) {
+  using L = Lanes<Accumulator>;
+  constexpr Index width = Vectors * L::size;
+  for_each_tile<tile_rows<Vectors>>(
+      rows, [&]<int Rows>(Index j) __attribute__((always_inline)) {
+        L sum[Rows][Vectors];
+        Accumulator* to = sums + j * width;
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) {
+            sum[r][v] = fresh ? L(0) : L::load(to + r * width + v * L::size);
+          }
+        }
+        // The next sums, which the products of the next rows would wait for.
+        fetch(to + Rows * width, Rows * width);
+        for (Index p = 0; p < panel_count; ++p) {
+          const QueryPanel& panel = panels[p];
+          if (j >= panel.keys) continue;
+          const Accumulator* x = pairs + panel.first * capacity + j * panel.lanes;
+          const Accumulator* feature = features + panel.first * width;
+          const Index stride = panel.lanes;
+#pragma GCC unroll 4
+          for (Index i = 0; i < panel.count; ++i) {
+            L lanes[Vectors];
+#pragma GCC unroll 16
+            for (int v = 0; v < Vectors; ++v) {
+              lanes[v] = L::load(feature + i * width + v * L::size).pinned();
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) {
+              const L broadcast(x[r * stride + i]);
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v) {
+                sum[r][v] = fma(lanes[v], broadcast, sum[r][v]);
+              }
+            }
+          }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) sum[r][v].store(to + r * width + v * L::size);
+        }
+      });
+}
+
+/// add_outer for every panel of features; the first row is number first_row of the sums.
+template <class Accumulator>
+void add_outer(const QueryPanel* query_panels, Index panel_count, const Accumulator* pairs,
+               Index capacity, Index rows, const Accumulator* features, Index queries,
+               Index columns, Accumulator* sums, Index sum_capacity, Index first_row, bool fresh) {
+  using L = Lanes<Accumulator>;
+  const Panels<Accumulator> panels(columns);
+  for (Index p = 0; p < panels.count; ++p) {
+    const auto panel = panels[p];
+    with_vectors(panel.vectors, [&]<int Vectors>() {
+      add_outer<Vectors>(query_panels, panel_count, pairs, capacity, rows,
+                         features + panel.first * queries,
+                         sums + panel.first * sum_capacity + first_row * Vectors * L::size, fresh);
+    });
+  }
+}
+
+}  // namespace heed::detail

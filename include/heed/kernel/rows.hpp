@@ -1,0 +1,114 @@
+#pragma once
+
+#include <type_traits>
+
+#include "heed/core/view.hpp"
+#include "heed/simd/convert.hpp"
+#include "heed/simd/lanes.hpp"
+
+namespace heed::detail {
+
+/// Rows of numbers, contiguous in themselves, `stride` apart.
+template <class Scalar>
+struct Rows {
+  const Scalar* data;
+  Index stride;
+
+  const Scalar* operator[](Index row) const { return data + row * stride; }
+};
+
+/// Asks for numbers to be brought near.
+template <class Scalar>
+EIGEN_ALWAYS_INLINE void fetch(const Scalar* from, Index count) {
+  for (Index at = 0; at < count; at += 64 / static_cast<Index>(sizeof(Scalar))) {
+    __builtin_prefetch(from + at);
+  }
+}
+
+/// One (batch, head) of a tensor.
+template <class Scalar>
+struct Slab {
+  Scalar* data;
+  Index row_stride, column_stride;
+
+  Scalar& operator()(Index row, Index column) const {
+    return data[row * row_stride + column * column_stride];
+  }
+};
+
+template <class Scalar>
+Slab<Scalar> slab(const View<Scalar, 4>& x, Index batch, Index head) {
+  return {x.data + batch * x.strides[0] + head * x.strides[1], x.strides[2], x.strides[3]};
+}
+
+/// Whether rows are read where they lie: of the accumulator's type and without gaps. Rows that lie
+/// apart, as those of a head within a packed projection, meet in few sets of the caches (rows of
+/// 512 floats: in a sixteenth of the first level); where many panels of queries read them, a copy
+/// of the head is worth its time.
+template <class Accumulator, class Scalar>
+bool readable_in_place(const View<const Scalar, 4>& x, Index panels = 0) {
+  return std::is_same_v<Scalar, Accumulator> && (x.strides[3] == 1 || x.shape[3] <= 1) &&
+         (x.strides[2] == x.shape[3] || panels <= 16);
+}
+
+/// count rows of a slab from `first` on, width numbers each: in place, or copied to the buffer.
+template <class Accumulator, class Scalar>
+Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count, Index width,
+                          bool in_place, Accumulator* buffer) {
+  if constexpr (std::is_same_v<Scalar, Accumulator>) {
+    if (in_place) return {&x(first, 0), x.row_stride};
+  }
+  using L = Lanes<Accumulator>;
+  for (Index row = 0; row < count; ++row) {
+    const Scalar* from = &x(first + row, 0);
+    Accumulator* to = buffer + row * width;
+    Index c = 0;
+    if (x.column_stride == 1) {
+      for (; c + L::size <= width; c += L::size) load_widened<Accumulator>(from + c).store(to + c);
+    }
+    for (; c < width; ++c) to[c] = static_cast<Accumulator>(from[c * x.column_stride]);
+  }
+  return {buffer, width};
+}
+
+/// Whether a row holds no NaN and no infinity, which times 0 are NaN.
+template <Laned Scalar>
+bool all_finite(const Scalar* row, Index width) {
+  using L = Lanes<Scalar>;
+  L zero(0);
+  Index c = 0;
+  for (; c + L::size <= width; c += L::size) zero = fma(L::load(row + c), L(0), zero);
+  Scalar sum = sum_of_lanes(zero);
+  for (; c < width; ++c) sum += row[c] * 0;
+  return sum == 0;
+}
+
+/// Whether all of `count` rows are so.
+template <Laned Scalar>
+bool all_finite(const Rows<Scalar>& rows, Index count, Index width) {
+  Index row = 0;
+  while (row < count && all_finite(rows[row], width)) ++row;
+  return row == count;
+}
+
+/// sum over c of a(row, c) b(row, c).
+template <class Accumulator, class A, class B>
+Accumulator row_dot(const Slab<const A>& a, const Slab<const B>& b, Index row, Index width) {
+  using L = Lanes<Accumulator>;
+  Accumulator sum = 0;
+  Index c = 0;
+  if (a.column_stride == 1 && b.column_stride == 1) {
+    L sums(0);
+    for (; c + L::size <= width; c += L::size) {
+      sums =
+          fma(load_widened<Accumulator>(&a(row, c)), load_widened<Accumulator>(&b(row, c)), sums);
+    }
+    sum = sum_of_lanes(sums);
+  }
+  for (; c < width; ++c) {
+    sum += static_cast<Accumulator>(a(row, c)) * static_cast<Accumulator>(b(row, c));
+  }
+  return sum;
+}
+
+}  // namespace heed::detail
