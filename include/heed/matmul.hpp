@@ -10,7 +10,7 @@
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
 #include "heed/kernel/gemm.hpp"
-#include "heed/detail/problem.hpp"
+#include "heed/policy/problem.hpp"
 
 namespace heed {
 namespace detail {

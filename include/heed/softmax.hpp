@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "heed/core/view.hpp"
-#include "heed/detail/problem.hpp"
-#include "heed/mask.hpp"
 #include "heed/kernel/softmax_row.hpp"
+#include "heed/mask.hpp"
+#include "heed/policy/problem.hpp"
 
 namespace heed {
 namespace detail {

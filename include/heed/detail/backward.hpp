@@ -11,14 +11,14 @@
 #include "heed/detail/backward_tile.hpp"
 #include "heed/detail/masking.hpp"
 #include "heed/detail/parameter_gradients.hpp"
-#include "heed/detail/policy.hpp"
-#include "heed/detail/problem.hpp"
 #include "heed/detail/slopes.hpp"
 #include "heed/kernel/outer_product.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/policy/contract.hpp"
+#include "heed/policy/problem.hpp"
 
 namespace heed::detail {
 

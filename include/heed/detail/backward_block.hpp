@@ -12,8 +12,6 @@
 #include "heed/core/scratch.hpp"
 #include "heed/detail/additive_scorer.hpp"
 #include "heed/detail/masking.hpp"
-#include "heed/detail/policy.hpp"
-#include "heed/detail/problem.hpp"
 #include "heed/detail/scorer.hpp"
 #include "heed/detail/slopes.hpp"
 #include "heed/kernel/outer_product.hpp"
@@ -21,6 +19,8 @@
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/policy/contract.hpp"
+#include "heed/policy/problem.hpp"
 
 namespace heed::detail {
 

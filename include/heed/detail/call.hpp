@@ -14,21 +14,15 @@
 #include "heed/detail/forward.hpp"
 #include "heed/detail/materialised.hpp"
 #include "heed/detail/materialised_backward.hpp"
-#include "heed/detail/problem.hpp"
-#include "heed/dropout.hpp"
 #include "heed/kernel.hpp"
 #include "heed/mask.hpp"
 #include "heed/modifier.hpp"
+#include "heed/policy/dropout.hpp"
+#include "heed/policy/options.hpp"
+#include "heed/policy/problem.hpp"
 #include "heed/score.hpp"
 
 namespace heed {
-
-struct AttentionOptions {
-  double dropout = 0;      ///< probability that a weight is dropped, in [0, 1)
-  std::uint64_t seed = 0;  ///< of the dropout; the same seed drops the same weights
-  Eigen::ThreadPoolInterface* pool = nullptr;  ///< null: the calling thread alone
-};
-
 namespace detail {
 
 template <class T>

@@ -8,13 +8,13 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/problem.hpp"
 #include "heed/kernel/few_queries.hpp"
 #include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/policy/problem.hpp"
 #include "heed/simd/lanes.hpp"
 #include "heed/simd/math.hpp"
 

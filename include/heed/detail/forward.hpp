@@ -11,13 +11,13 @@
 #include "heed/detail/additive_scorer.hpp"
 #include "heed/detail/masking.hpp"
 #include "heed/detail/modify.hpp"
-#include "heed/detail/problem.hpp"
 #include "heed/detail/scorer.hpp"
 #include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/policy/problem.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "heed/detail/key_set.hpp"
+#include "heed/policy/key_set.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {

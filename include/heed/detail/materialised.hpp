@@ -8,7 +8,7 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/problem.hpp"
+#include "heed/policy/problem.hpp"
 
 namespace heed::detail {
 

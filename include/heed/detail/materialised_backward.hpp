@@ -9,8 +9,8 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/policy.hpp"
-#include "heed/detail/problem.hpp"
+#include "heed/policy/contract.hpp"
+#include "heed/policy/problem.hpp"
 
 namespace heed::detail {
 

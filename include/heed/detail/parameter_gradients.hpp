@@ -4,9 +4,9 @@
 #include <tuple>
 #include <type_traits>
 
-#include "heed/detail/policy.hpp"
-#include "heed/detail/problem.hpp"
 #include "heed/kernel/outer_product.hpp"
+#include "heed/policy/contract.hpp"
+#include "heed/policy/problem.hpp"
 
 namespace heed::detail {
 

@@ -4,11 +4,11 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/policy.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/policy/contract.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {

@@ -4,8 +4,11 @@
 #include <cstddef>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "heed/core/view.hpp"
+#include "heed/policy/key_set.hpp"
+#include "heed/policy/problem.hpp"
 #include "heed/simd/dual.hpp"
 #include "heed/simd/math.hpp"
 
@@ -31,6 +34,19 @@ struct ScoreTag {};
 /// For the backward pass either `shifts` is declared (the derivative by the score is 1), or
 /// differentiate(score, batch, head, query, key) gives a Dual, on numbers and maybe on Lanes.
 struct ModifierTag {};
+
+/// Base of every mask. A mask has `bind(problem)`, which checks that it fits the shapes and gives
+/// what answers for them:
+///   row(b, h, i)            KeySet of what query i of query head h may see
+///   allows(b, h, i, j)      the pair's own answer
+struct MaskTag {};
+struct BoundMaskTag {};
+
+template <class T>
+concept Mask = std::derived_from<std::remove_cvref_t<T>, MaskTag>;
+
+template <class M>
+using Bound = decltype(std::declval<const M&>().bind(std::declval<const Problem&>()));
 
 template <class T>
 concept Score = std::derived_from<std::remove_cvref_t<T>, ScoreTag>;

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
+#include "heed/policy/contract.hpp"
+#include "heed/policy/problem.hpp"
+#include "heed/simd/dual.hpp"
+#include "heed/simd/lanes.hpp"
+
+namespace heed {
+
+template <class F>
+struct Pairwise : detail::ScoreTag {
+  F term;
+
+  explicit Pairwise(F f) : term(std::move(f)) {}
+
+  template <class Accumulator>
+  struct Similarity {
+    static constexpr bool one_instruction = false;
+    Accumulator query_factor, unit;
+    F term;
+    template <class T>
+    EIGEN_ALWAYS_INLINE T step(const T& sum, const T& q, const T& k, Index) const {
+      if constexpr (detail::is_lanes<T> && !std::is_invocable_v<const F&, T, T>) {
+        return sum + T::map(term, q, k);
+      } else {
+        return sum + T(term(q, k));
+      }
+    }
+    template <class T>
+    EIGEN_ALWAYS_INLINE T finish(const T& sum) const {
+      return sum * T(unit);
+    }
+    template <class T>
+    EIGEN_ALWAYS_INLINE detail::Slopes<T> slopes(const T& q, const T& k, const T&) const {
+      using D = detail::Dual<T, 2>;
+      static_assert(std::is_invocable_v<const F&, D, D>,
+                    "heed: attention_backward differentiates a pairwise score by calling it on "
+                    "dual numbers: its parameters must be auto");
+      const D both(term(D::variable(q, 0), D::variable(k, 1)));
+      return {both.slopes[0], both.slopes[1], T(Accumulator(0.0))};
+    }
+    template <class T>
+    EIGEN_ALWAYS_INLINE T finish_slope(const T&) const {
+      return T(unit);
+    }
+  };
+  template <class Accumulator>
+  auto bind(const detail::Problem& problem, double unit) const {
+    detail::check_widths_agree(problem, "a pairwise score");
+    return Similarity<Accumulator>{Accumulator(1.0), Accumulator(unit), term};
+  }
+};
+
+/// sum over features of f(q_h, k_h). With `auto` parameters f runs on vectors of numbers, with
+/// arithmetic, comparisons, heed::select and abs, sqrt, exp, log, tanh, min, max called without a
+/// namespace (after `using std::abs;` and the like, as f also runs on plain numbers); with
+/// parameters of a number type it runs on one pair at a time. attention_backward wants `auto`: it
+/// runs f on numbers that carry their derivatives, which have the same operations.
+template <class F>
+auto pairwise(F f) {
+  return Pairwise<F>(std::move(f));
+}
+
+}  // namespace heed
