@@ -9,7 +9,7 @@
 #include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
-#include "heed/detail/call.hpp"
+#include "heed/engine/dispatch.hpp"
 
 namespace heed {
 

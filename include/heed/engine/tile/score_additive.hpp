@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <limits>
 
-#include "heed/detail/scorer.hpp"
+#include "heed/engine/tile/score.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {

@@ -8,6 +8,7 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
+#include "heed/engine/call.hpp"
 #include "heed/policy/problem.hpp"
 
 namespace heed::detail {

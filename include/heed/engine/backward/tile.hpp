@@ -7,9 +7,9 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/backward_block.hpp"
-#include "heed/detail/modify.hpp"
-#include "heed/detail/parameter_gradients.hpp"
+#include "heed/engine/backward/block.hpp"
+#include "heed/engine/backward/parameters.hpp"
+#include "heed/engine/tile/modify.hpp"
 #include "heed/kernel/outer_product.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"

@@ -9,6 +9,7 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
+#include "heed/engine/call.hpp"
 #include "heed/policy/contract.hpp"
 #include "heed/policy/problem.hpp"
 

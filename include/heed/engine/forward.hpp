@@ -8,10 +8,11 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
-#include "heed/detail/additive_scorer.hpp"
-#include "heed/detail/masking.hpp"
-#include "heed/detail/modify.hpp"
-#include "heed/detail/scorer.hpp"
+#include "heed/engine/call.hpp"
+#include "heed/engine/tile/mask.hpp"
+#include "heed/engine/tile/modify.hpp"
+#include "heed/engine/tile/score.hpp"
+#include "heed/engine/tile/score_additive.hpp"
 #include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
@@ -21,14 +22,6 @@
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {
-
-/// The tensors of one call, as (batch, heads, seq, dim).
-template <class Query, class Key, class Value>
-struct Inputs {
-  View<const Query, 4> query;
-  View<const Key, 4> key;
-  View<const Value, 4> value;
-};
 
 /// Rows of one head as the engine reads them.
 template <class Accumulator>

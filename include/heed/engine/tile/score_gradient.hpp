@@ -5,7 +5,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "heed/detail/additive_scorer.hpp"
+#include "heed/engine/tile/score_additive.hpp"
 #include "heed/kernel/outer_product.hpp"
 #include "heed/simd/math.hpp"
 
