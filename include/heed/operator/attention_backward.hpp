@@ -1,0 +1,126 @@
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "heed/core/alias.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
+#include "heed/engine/call.hpp"
+#include "heed/engine/dispatch.hpp"
+#include "heed/operator/attention.hpp"
+
+namespace heed {
+
+template <class Query, class Key, class Value>
+struct AttentionGradients {
+  Query query;
+  Key key;
+  Value value;
+};
+template <class Query, class Key, class Value>
+AttentionGradients(Query, Key, Value) -> AttentionGradients<Query, Key, Value>;
+
+namespace detail {
+
+/// The pass and the gradient of its output as the engines take them; both checked.
+template <class Call, class Pass, class G>
+auto pass_views(const Call& call, const Pass& pass, const G& grad_output) {
+  static_assert(
+      is_tensor_argument<G> && is_tensor_argument<std::remove_cvref_t<decltype(pass.output)>>,
+      "heed: pass.output and grad_output are Eigen tensors, matrices or heed::Views");
+  const auto output = view(pass.output);
+  const auto log_sum_exp = result_view(pass.log_sum_exp);
+  const auto grad = view(grad_output);
+  static_assert(decltype(output)::Rank == Call::rank && decltype(grad)::Rank == Call::rank,
+                "heed: pass.output and grad_output have the rank of the query");
+  static_assert(decltype(log_sum_exp)::Rank + 1 == Call::rank,
+                "heed: pass.log_sum_exp has the rank of the query less one");
+  call.check_pass(output, log_sum_exp, grad);
+  return PassViews<typename decltype(output)::Scalar, typename decltype(log_sum_exp)::Scalar,
+                   typename decltype(grad)::Scalar>{expand<4, 2>(output), expand<3, 1>(log_sum_exp),
+                                                    expand<4, 2>(grad)};
+}
+
+}  // namespace detail
+
+/// Writes the gradients (see attention_backward) into `gradients`, an AttentionGradients of
+/// writable tensors, maps, blocks or Views of the inputs' shapes, which share no elements with one
+/// another or with what is read. A second call of one shape allocates nothing.
+template <class Gradients, class Q, class K, class V, class Pass, class G, class S = DotProduct,
+          class M = NoMask>
+void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, const V& v,
+                             const Pass& pass, const G& grad_output,
+                             const S& score = scaled_dot_product(), const M& mask = no_mask(),
+                             const AttentionOptions& options = {}) {
+  constexpr const char* function = "attention_backward_into";
+  detail::check_types<Q, K, V, S, M>();
+  const detail::Call<Q, K, V> call(function, q, k, v);
+  const auto views = detail::pass_views(call, pass, grad_output);
+  const auto target = [&](auto& gradient, const auto& input, const char* name) {
+    const auto to = view(gradient);
+    using Element = std::remove_pointer_t<decltype(to.data)>;
+    static_assert(!std::is_const_v<Element>, "heed: a gradient cannot be written to");
+    static_assert(decltype(to)::Rank == detail::Call<Q, K, V>::rank,
+                  "heed: the gradients have the rank of the inputs");
+    if (to.shape != view(input).shape) {
+      detail::fail(function, "gradients.", name, " has shape ", to.shape, ", but ", name, " has ",
+                   view(input).shape);
+    }
+    return detail::expand<4, 2>(to);
+  };
+  const auto dq = target(gradients.query, q, "query");
+  const auto dk = target(gradients.key, k, "key");
+  const auto dv = target(gradients.value, v, "value");
+  call.run_backward(views, score, mask, options, [&](const auto& inputs) {
+    const auto check = [&](const auto& out, const char* name) {
+      inputs([&](const auto& x, const char* x_name) {
+        detail::check_not_aliased(function, out, x, x_name, name);
+      });
+    };
+    check(dq, "gradients.query");
+    check(dk, "gradients.key");
+    check(dv, "gradients.value");
+    detail::check_not_aliased(function, dq, dk, "gradients.key", "gradients.query");
+    detail::check_not_aliased(function, dq, dv, "gradients.value", "gradients.query");
+    detail::check_not_aliased(function, dk, dv, "gradients.value", "gradients.key");
+    return detail::GradientViews<typename decltype(dq)::Scalar, typename decltype(dk)::Scalar,
+                                 typename decltype(dv)::Scalar>{dq, dk, dv};
+  });
+}
+
+/// The gradients of a number that depends on attention's output, given its gradient by the output:
+///
+///   pass         what attention_forward gave for the same arguments
+///   grad_output  (..., queries, value_dim)
+///   -> {query, key, value}, each of the shape and the number type of its input
+///
+/// Probabilities are computed again from log_sum_exp; no queries x keys matrix is held. To
+/// parameters that were given with a place for their gradient, as in additive(w, dw), the gradient
+/// is added there. Dropout drops what it dropped in the pass, given the same options. A query that
+/// no key is allowed to gets 0 and gives nothing; what a mask hides never matters. The result is
+/// the same for any number of threads. Throws std::invalid_argument for shapes that do not fit and
+/// for gradients that share elements with what is read, before anything is written.
+/// (Dao et al., "FlashAttention", 2022, appendix B.)
+template <class Q, class K, class V, class Pass, class G, class S = DotProduct, class M = NoMask>
+auto attention_backward(const Q& q, const K& k, const V& v, const Pass& pass, const G& grad_output,
+                        const S& score = scaled_dot_product(), const M& mask = no_mask(),
+                        const AttentionOptions& options = {}) {
+  detail::check_types<Q, K, V, S, M>();
+  const detail::Call<Q, K, V> call("attention_backward", q, k, v);
+  const auto views = detail::pass_views(call, pass, grad_output);
+  const auto like = [](const auto& x) {
+    using T = std::remove_cvref_t<decltype(x)>;
+    return detail::make_result<detail::ScalarOf<T>, T>(view(x).shape);
+  };
+  AttentionGradients<decltype(like(q)), decltype(like(k)), decltype(like(v))> gradients;
+  call.run_backward(views, score, mask, options, [&](const auto&) {
+    gradients = {like(q), like(k), like(v)};
+    return detail::GradientViews<detail::ScalarOf<Q>, detail::ScalarOf<K>, detail::ScalarOf<V>>{
+        detail::rank4(gradients.query), detail::rank4(gradients.key),
+        detail::rank4(gradients.value)};
+  });
+  return gradients;
+}
+
+}  // namespace heed
