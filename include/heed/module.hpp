@@ -1,66 +1,6 @@
 #pragma once
 
-#include <utility>
-
+// What modules share: passes, gradients, parameters.
 #include "heed/attention.hpp"
-#include "heed/core/error.hpp"
-#include "heed/core/view.hpp"
 #include "heed/linear.hpp"
-
-namespace heed {
-
-/// What a module's backward gives: the gradients of its inputs, each of its input's shape, number
-/// type and storage order, and of its parameters, which are a module themselves.
-template <class Query, class Key, class Value, class Parameters>
-struct ModuleGradients {
-  Query query;
-  Key key;
-  Value value;
-  Parameters parameters;
-};
-
-/// What a pass through a module was made from: views of the inputs, which must outlive the pass,
-/// and a copy of the mask.
-template <class Q, class K, class V, class M>
-struct ModuleInputs {
-  detail::ViewOf<const Q> query;
-  detail::ViewOf<const K> key;
-  detail::ViewOf<const V> value;
-  M mask;
-  AttentionOptions options;
-
-  template <class Parameters>
-  auto make_gradients(Parameters parameters) const {
-    auto dq = detail::make_result<detail::ScalarOf<Q>, Q>(query.shape);
-    auto dk = detail::make_result<detail::ScalarOf<K>, K>(key.shape);
-    auto dv = detail::make_result<detail::ScalarOf<V>, V>(value.shape);
-    return ModuleGradients<decltype(dq), decltype(dk), decltype(dv), Parameters>{
-        std::move(dq), std::move(dk), std::move(dv), std::move(parameters)};
-  }
-};
-
-namespace detail {
-
-/// Refuses a pass through a module of other widths.
-template <class Input, class Projected, class Scalar>
-void check_projected(const char* function, const char* name, const Input& input,
-                     const Projected& projected, const Linear<Scalar>& projection) {
-  const auto x = view(input).shape;
-  const auto y = view(projected).shape;  // of rank 3 where the input may be a matrix
-  if (x.back() != projection.in_features() || y.back() != projection.out_features()) {
-    fail(function, "the pass has a ", name, " of shape ", x, ", projected to ", y,
-         ", but the projection's weight is (", projection.out_features(), ", ",
-         projection.in_features(), "); is the pass from another module?");
-  }
-}
-
-/// Refuses a gradient of another shape than the output has.
-template <class Output, class G>
-void check_output_gradient(const char* function, const Output& output, const G& grad_output) {
-  static_assert(rank_of<Output> == rank_of<G>,
-                "heed: grad_output has the rank of the output of the pass");
-  check_gradient_shape(function, "the output", view(output).shape, view(grad_output).shape);
-}
-
-}  // namespace detail
-}  // namespace heed
+#include "heed/module/pass.hpp"

@@ -1,0 +1,228 @@
+#pragma once
+
+#include <array>
+#include <type_traits>
+#include <utility>
+
+#include "heed/core/alias.hpp"
+#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
+#include "heed/kernel/pack.hpp"
+#include "heed/kernel/rows.hpp"
+#include "heed/operator/matmul.hpp"
+
+namespace heed {
+
+/// What Linear's backward gives; the parameters' gradients are a Linear.
+template <class Input, class Parameters>
+struct LinearGradients {
+  Input input;
+  Parameters parameters;
+};
+
+/// y = x W^T + b over the last axis.
+template <class Scalar>
+struct Linear {
+  Matrix<Scalar> weight;  ///< (out, in)
+  Vector<Scalar> bias;    ///< (out), or empty: none
+
+  Index in_features() const { return weight.cols(); }
+  Index out_features() const { return weight.rows(); }
+
+  /// x (..., in) of rank 2 to 4 -> (..., out), of the storage order of x. std::invalid_argument
+  /// where the widths do not fit.
+  template <class X>
+  auto operator()(const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
+    static_assert(detail::rank_of<X> >= 2 && detail::rank_of<X> <= 4,
+                  "heed: Linear takes a tensor of rank 2 to 4");
+    auto shape = view(x).shape;
+    shape.back() = out_features();
+    check("Linear", view(x).shape);
+    auto result = detail::make_result<Scalar, X>(shape);
+    into(result, x, pool);
+    return result;
+  }
+
+  /// Writes y into out, of the shape (..., out), on the threads of the pool.
+  template <class Out, class X>
+  void into(Out&& out, const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
+    check("Linear", view(x).shape);
+    auto expected = view(x).shape;
+    expected.back() = out_features();
+    if (view(out).shape != expected) {
+      detail::fail("Linear", "the output has shape ", view(out).shape, ", but Linear gives ",
+                   expected);
+    }
+    const auto [from, to] = rows_together(detail::rank4(x), detail::rank4(out));
+    detail::multiply(from, transposed(over(weight, from)), to, pool);
+    if (bias.size() == 0) return;
+    detail::for_each_row(to.shape, [this, y = to](Index b, Index h, Index i) {
+      Eigen::Map<Vector<Scalar>, 0, Eigen::InnerStride<>>(
+          &y(b, h, i, 0), out_features(), Eigen::InnerStride<>(y.strides[3])) += bias;
+    });
+  }
+
+  /// -> {input, parameters} from the input x and the gradient of y: dx = dy W in the shape, number
+  /// type and storage order of x, dW = dy^T x and db = the sum of dy over all rows. A row of dy
+  /// that is 0 throughout adds nothing to dW, even where its x is NaN. std::invalid_argument where
+  /// the shapes do not fit.
+  template <class X, class G>
+  auto backward(const X& x, const G& grad_y, Eigen::ThreadPoolInterface* pool = nullptr) const {
+    check("Linear::backward", view(x).shape);
+    auto input = detail::make_result<detail::ScalarOf<X>, X>(view(x).shape);
+    LinearGradients<decltype(input), Linear> result{std::move(input), {}};
+    backward_into(result.input, result.parameters, x, grad_y, pool);
+    return result;
+  }
+
+  /// Writes the gradients of x, into a tensor or View of its shape, and of the parameters.
+  template <class GradX, class X, class G>
+  void backward_into(GradX&& grad_x, Linear& parameters, const X& x, const G& grad_y,
+                     Eigen::ThreadPoolInterface* pool = nullptr) const {
+    static_assert(detail::rank_of<X> == detail::rank_of<G>,
+                  "heed: the gradient of a Linear has the rank of its input");
+    static_assert(std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<X>>> &&
+                      std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<G>>>,
+                  "heed: Linear, its input and its gradient are of one number type (half, bfloat16 "
+                  "and float mix)");
+    constexpr const char* function = "Linear::backward";
+    check(function, view(x).shape);
+    auto expected = view(x).shape;
+    expected.back() = out_features();
+    detail::check_gradient_shape(function, "the output", expected, view(grad_y).shape);
+    detail::check_gradient_shape(function, "x", view(x).shape, view(grad_x).shape);
+    detail::check_not_aliased(function, detail::rank4(grad_x), detail::rank4(x), "x");
+    detail::check_not_aliased(function, detail::rank4(grad_x), detail::rank4(grad_y),
+                              "the gradient of y");
+    const auto [dy, dx] = rows_together(detail::rank4(grad_y), detail::rank4(grad_x));
+    detail::multiply(dy, over(weight, dy), dx, pool);
+    parameters.weight.resize(out_features(), in_features());
+    grad_weight(parameters.weight, detail::rank4(x), detail::rank4(grad_y), pool);
+    parameters.bias.resize(bias.size());
+    if (bias.size() > 0) grad_bias(parameters.bias, detail::rank4(grad_y));
+  }
+
+  /// visitor(value, gradient) for the members in order, of two Linears.
+  static void visit(auto& module, auto& gradients, const auto& visitor) {
+    visitor(module.weight, gradients.weight);
+    visitor(module.bias, gradients.bias);
+  }
+
+ private:
+  template <std::size_t Rank>
+  void check(const char* function, const std::array<Index, Rank>& shape) const {
+    if (shape.back() != in_features()) {
+      detail::fail(function, "x has ", shape.back(), " features (last axis) for ", in_features(),
+                   " inputs; x is ", shape, ", the weight (", out_features(), ", ", in_features(),
+                   ")");
+    }
+    if (bias.size() != 0 && bias.size() != out_features()) {
+      detail::fail(function, "the bias has ", bias.size(), " entries for ", out_features(),
+                   " outputs");
+    }
+  }
+
+  using Accumulate = detail::Accumulator<Scalar>;
+
+  /// The matrix for each (batch, head) of x.
+  template <class M, class Element>
+  static View<const Scalar, 4> over(const M& matrix, const View<Element, 4>& x) {
+    return {matrix.data(),
+            {x.shape[0], x.shape[1], matrix.rows(), matrix.cols()},
+            {0, 0, matrix.cols(), 1}};
+  }
+
+  /// All rows as one matrix, where they lie evenly in both, so that the other factor is packed once
+  /// for all.
+  template <class A, class B>
+  static auto rows_together(const View<A, 4>& a, const View<B, 4>& b) {
+    const auto together = [](auto x) {
+      for (const std::size_t axis : {1U, 0U}) {
+        if (x.shape[axis] != 1 && x.strides[axis] != x.shape[2] * x.strides[2]) break;
+        x.shape[2] *= x.shape[axis];
+        x.shape[axis] = 1;
+      }
+      return x;
+    };
+    const std::pair result(together(a), together(b));
+    return result.first.shape[2] == result.second.shape[2] ? result : std::pair(a, b);
+  }
+
+  /// dW = dy^T x, summed over batch and heads.
+  template <class X, class G>
+  static void grad_weight(Matrix<Scalar>& to, const View<X, 4>& given, const View<G, 4>& grad_y,
+                          Eigen::ThreadPoolInterface* pool) {
+    using Input = std::remove_const_t<X>;
+    Tensor<Input, 4> visible;
+    View<const Input, 4> every = given;
+    if (!all_finite(given)) {
+      visible = without_rows_of_no_gradient(given, grad_y);
+      every = view(visible);
+    }
+    const auto [x, dy] = rows_together(every, grad_y);
+    if (x.shape[0] == 1 && x.shape[1] == 1) {
+      return detail::multiply(transposed(dy), x, detail::rank4(to), pool);
+    }
+    Matrix<Accumulate> sum = Matrix<Accumulate>::Zero(to.rows(), to.cols()), part = sum;
+    for (Index b = 0; b < x.shape[0]; ++b) {
+      for (Index h = 0; h < x.shape[1]; ++h) {
+        const auto one = [b, h](auto all) {
+          all.data += b * all.strides[0] + h * all.strides[1];
+          all.shape[0] = all.shape[1] = 1;
+          return all;
+        };
+        detail::multiply(transposed(one(dy)), one(x), detail::rank4(part), pool);
+        sum += part;
+      }
+    }
+    to = sum.template cast<Scalar>();
+  }
+
+  template <class G>
+  static void grad_bias(Vector<Scalar>& to, const View<G, 4>& dy) {
+    Vector<Accumulate> sum = Vector<Accumulate>::Zero(to.size());
+    detail::for_each_row(dy.shape, [&](Index b, Index h, Index i) {
+      using Row = Vector<std::remove_const_t<G>>;
+      sum += Eigen::Map<const Row, 0, Eigen::InnerStride<>>(&dy(b, h, i, 0), to.size(),
+                                                            Eigen::InnerStride<>(dy.strides[3]))
+                 .template cast<Accumulate>();
+    });
+    to = sum.template cast<Scalar>();
+  }
+
+  template <class X>
+  static bool all_finite(const View<X, 4>& x) {
+    bool finite = true;
+    detail::for_each_row(x.shape, [&](Index b, Index h, Index i) {
+      if constexpr (detail::Laned<std::remove_const_t<X>>) {
+        if (x.strides[3] == 1) {
+          finite = finite && detail::all_finite(&x(b, h, i, 0), x.shape[3]);
+          return;
+        }
+      }
+      for (Index c = 0; c < x.shape[3]; ++c) {
+        const auto value = static_cast<Accumulate>(x(b, h, i, c));
+        finite = finite && value - value == Accumulate(0.0);
+      }
+    });
+    return finite;
+  }
+
+  /// x with zeros for the rows whose gradient is 0 throughout: what a mask hides may be NaN, and 0
+  /// times NaN is NaN.
+  template <class X, class G>
+  static auto without_rows_of_no_gradient(const View<X, 4>& x, const View<G, 4>& dy) {
+    Tensor<std::remove_const_t<X>, 4> result(x.shape);
+    result.setZero();
+    detail::for_each_row(x.shape, [&](Index b, Index h, Index i) {
+      bool any = false;
+      for (Index c = 0; c < dy.shape[3]; ++c) {
+        any = any || static_cast<Accumulate>(dy(b, h, i, c)) != Accumulate(0.0);
+      }
+      for (Index c = 0; any && c < x.shape[3]; ++c) result(b, h, i, c) = x(b, h, i, c);
+    });
+    return result;
+  }
+};
+
+}  // namespace heed
