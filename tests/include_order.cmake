@@ -9,8 +9,6 @@ cmake_minimum_required(VERSION 3.22)
 set(house "core" "simd" "kernel policy" "engine" "operator" "module" "cache" "io")
 # Headers that need more than Eigen and the standard library, and what.
 set(guests "")
-# Headers that have not moved into the house yet: detail/ and the public ones that hold code.
-set(moving TRUE)
 
 # Sets `problems` in the caller to a list of what is wrong below `root`.
 function(check_house root)
@@ -30,9 +28,6 @@ function(check_house root)
   endif()
   foreach(file IN LISTS files)
     file(STRINGS "${root}/heed/${file}" lines)
-    if(moving AND (NOT file MATCHES "/" OR file MATCHES "^detail/") AND root STREQUAL ROOT)
-      continue()
-    endif()
     if(NOT file MATCHES "/")
       foreach(line IN LISTS lines)
         if(NOT file STREQUAL "version.hpp" AND NOT line MATCHES "^(#include .*|#pragma once|//.*|)$")
