@@ -116,8 +116,8 @@ Contender verified_gradients(const std::string& who, std::shared_ptr<BackwardDat
     for (Index n = 0; n < 3; ++n) together->chip(n, 0) = all[n]->chip(0, 0);
   };
   // Sums over queries of products of about 1: some hundred units of rounding of the largest.
-  Contender result = verified(
-      who, once, [together] { return heed::view(*together); }, expected, 2e-4);
+  Contender result =
+      verified(who, once, [together] { return heed::view(*together); }, expected, 2e-4);
   result.run = [x, run] { run(); };
   return result;
 }
@@ -227,8 +227,8 @@ void add_additive(Index seq) {
     c.goal = {Measure::eigen, 8};
     c.heed =
         heed_backward(who, x, expected, heed::additive(x->weight, x->d_weight), heed::no_mask());
-    c.eigen = verified_gradients(
-        who + ": Eigen", x, [x = x.get()] { eigen_additive(*x); }, expected);
+    c.eigen =
+        verified_gradients(who + ": Eigen", x, [x = x.get()] { eigen_additive(*x); }, expected);
     return c;
   });
 }

@@ -46,8 +46,7 @@ Case make(const std::string& name, const Shape& s) {
   // Inputs are at most sqrt(3): k roundings of at most k * 3 in the worst order.
   const double bound = 3e-7 * static_cast<double>(s.k);
   const auto check = [&](const char* who, const std::function<void()>& run) {
-    return verified(
-        name + ": " + who, run, [x] { return heed::view(x->c); }, expected, bound);
+    return verified(name + ": " + who, run, [x] { return heed::view(x->c); }, expected, bound);
   };
 
   Case c;

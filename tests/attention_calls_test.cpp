@@ -243,16 +243,10 @@ TEST(Shapes, OfMasksAndScoresAreCheckedBeforeAnythingIsWritten) {
   const auto q = three(2, 5, 3), k = three(2, 6, 3);
   auto out = three(2, 5, 3);
   out.setConstant(-7);
-  EXPECT_TRUE(refuses(
-      [&] {
-        attention_into(out, q, k, k, dot_product(), valid_lens({3, 2, 1}));
-      },
-      {"heed::attention_into"}));
-  EXPECT_TRUE(refuses(
-      [&] {
-        attention_into(out, q, k, k, dot_product(), valid_lens({3, -2}));
-      },
-      {"heed::attention_into", "-2"}));
+  EXPECT_TRUE(refuses([&] { attention_into(out, q, k, k, dot_product(), valid_lens({3, 2, 1})); },
+                      {"heed::attention_into"}));
+  EXPECT_TRUE(refuses([&] { attention_into(out, q, k, k, dot_product(), valid_lens({3, -2})); },
+                      {"heed::attention_into", "-2"}));
   EXPECT_TRUE(refuses([&] { attention_into(out, q, k, k, dot_product() | bias(two(5, 7))); },
                       {"heed::attention_into", "7"}));
   EXPECT_TRUE(

@@ -224,19 +224,19 @@ TEST(FewQueries, HiddenKeysReachNothing) {
 TEST(FewQueries, ThreadsChangeNoBit) {
   for (const Sizes& sizes : {Sizes{.queries = 1, .keys = 9000, .dim = 16, .width = 16},
                              Sizes{.batch = 2,
-                             .heads = 6,
-                             .key_heads = 3,
-                             .queries = 3,
-                             .keys = 4000,
-                             .dim = 9,
-                             .width = 7},
+                                   .heads = 6,
+                                   .key_heads = 3,
+                                   .queries = 3,
+                                   .keys = 4000,
+                                   .dim = 9,
+                                   .width = 7},
                              Sizes{.batch = 8,
-                             .heads = 8,
-                             .key_heads = 8,
-                             .queries = 1,
-                             .keys = 1200,
-                             .dim = 8,
-                             .width = 8}}) {
+                                   .heads = 8,
+                                   .key_heads = 8,
+                                   .queries = 1,
+                                   .keys = 1200,
+                                   .dim = 8,
+                                   .width = 8}}) {
     const Inputs in(sizes);
     const auto q = make<float, 4>(in.query), k = make<float, 4>(in.key),
                v = make<float, 4>(in.value);

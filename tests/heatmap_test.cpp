@@ -405,9 +405,7 @@ TEST(Heatmap, BadOptionsAreRefusedWithTheirNumbers) {
     change(options);
     return message_of([&] { heatmap_svg(weights, options); });
   };
-  EXPECT_EQ(message([](auto& o) {
-              o.row_names = {"a", "b"};
-            }),
+  EXPECT_EQ(message([](auto& o) { o.row_names = {"a", "b"}; }),
             "heed::heatmap_svg: 2 row_names for 3 rows");
   EXPECT_EQ(message([](auto& o) { o.column_names.resize(5); }),
             "heed::heatmap_svg: 5 column_names for 4 columns");

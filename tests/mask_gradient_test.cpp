@@ -5,8 +5,7 @@ namespace {
 
 template <class Mask>
 void check(const Mask& mask) {
-  expect_central_differences(
-      Inputs(few), [] { return scaled_dot_product(); }, mask);
+  expect_central_differences(Inputs(few), [] { return scaled_dot_product(); }, mask);
 }
 
 TEST(MaskGradients, CentralDifferencesUnderEveryMask) {

@@ -80,8 +80,7 @@ TEST(MultiHeadAttentionBackward, OfOneInputIsTheSumOfItsThreeParts) {
   const Reference weights = random({2, 1, 7, 6}, 2);
   const auto result = module.backward(module.forward(x, x, x, causal()), make<double, 3>(weights));
   const Tensor<double, 3> sum = result.query + result.key + result.value;
-  expect_slopes(
-      x, sum, [&] { return weighted(module(x, x, x, causal()), weights); }, "input");
+  expect_slopes(x, sum, [&] { return weighted(module(x, x, x, causal()), weights); }, "input");
 }
 
 TEST(MultiHeadAttentionBackward, ResultsHaveTheTypesOfTheInputs) {

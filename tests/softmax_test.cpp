@@ -185,17 +185,11 @@ TEST(Softmax, OfNothing) {
 
 TEST(MaskedSoftmax, RefusesWhatDoesNotFit) {
   const auto scores = make<float, 3>(random({2, 1, 13, 17}, 1));
-  EXPECT_TRUE(refuses(
-      [&] {
-        masked_softmax(scores, {3, 2, 1});
-      },
-      {"heed::masked_softmax", "3", "2"}));
+  EXPECT_TRUE(
+      refuses([&] { masked_softmax(scores, {3, 2, 1}); }, {"heed::masked_softmax", "3", "2"}));
   EXPECT_TRUE(refuses([&] { masked_softmax(scores, {3, -4}); }, {"heed::masked_softmax", "-4"}));
-  EXPECT_TRUE(refuses(
-      [&] {
-        masked_softmax(scores, {{3, 2}, {1, 1}});
-      },
-      {"heed::masked_softmax", "2", "13"}));
+  EXPECT_TRUE(refuses([&] { masked_softmax(scores, {{3, 2}, {1, 1}}); },
+                      {"heed::masked_softmax", "2", "13"}));
 }
 
 // Weights 1/4 and 3/4, gradients 1 and 2, whose mean is 7/4: 1/4 (1 - 7/4) and 3/4 (2 - 7/4).

@@ -1,6 +1,7 @@
 #pragma once
 
-// Attention, its gradients, and passes over parts of the keys; with the scores and masks to call it with.
+// Attention, its gradients, and passes over parts of the keys; with the scores and masks to call it
+// with.
 #include "heed/kernel.hpp"
 #include "heed/mask.hpp"
 #include "heed/modifier.hpp"

@@ -38,7 +38,8 @@ struct View {
   std::array<Index, Rank_> strides{};
 
   template <class... Indices>
-  requires(sizeof...(Indices) == Rank_) Scalar_& operator()(Indices... indices) const {
+    requires(sizeof...(Indices) == Rank_)
+  Scalar_& operator()(Indices... indices) const {
     Index offset = 0;
     std::size_t axis = 0;
     ((offset += static_cast<Index>(indices) * strides[axis++]), ...);
@@ -51,7 +52,9 @@ struct View {
     return product;
   }
 
-  operator View<const Scalar_, Rank_>() const requires(!std::is_const_v<Scalar_>) {
+  operator View<const Scalar_, Rank_>() const
+    requires(!std::is_const_v<Scalar_>)
+  {
     return {data, shape, strides};
   }
 };
@@ -67,14 +70,13 @@ template <class T>
 concept EigenDense = std::derived_from<T, Eigen::DenseBase<T>>;
 
 template <class T>
-concept EigenDirect = EigenDense<T> && bool(T::Flags& Eigen::DirectAccessBit);
+concept EigenDirect = EigenDense<T> && bool(T::Flags & Eigen::DirectAccessBit);
 
 template <class T>
 concept EigenTensorLike = requires {
   T::NumDimensions;
   typename T::Scalar;
-}
-&&!EigenDense<T>;
+} && !EigenDense<T>;
 
 template <class T>
 concept EigenTensor = EigenTensorLike<T> && requires(T& x) {

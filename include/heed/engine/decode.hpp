@@ -243,9 +243,7 @@ class Decode {
 
 /// Similarities whose step is the same for every feature, so that lanes may hold features.
 template <class Similarity>
-concept FeaturesAlike = !requires(const Similarity& s) {
-  s.weight;
-}
-&&!requires(const Similarity& s) { s.width; };
+concept FeaturesAlike =
+    !requires(const Similarity& s) { s.weight; } && !requires(const Similarity& s) { s.width; };
 
 }  // namespace heed::detail

@@ -57,22 +57,21 @@ struct OnlineSoftmax {
       total[v] = fade * L::load(sum + at);
     }
     // Three or four vectors at a time: enough to fill the units, and they stay in registers.
-    for_each_tile<4 / Vectors>(
-        count, [&]<int Keys>(Index key) __attribute__((always_inline)) {
-          L weight[Keys * Vectors];
-          Scalar* at = scores + key * lanes;
+    for_each_tile<4 / Vectors>(count, [&]<int Keys>(Index key) __attribute__((always_inline)) {
+      L weight[Keys * Vectors];
+      Scalar* at = scores + key * lanes;
 #pragma GCC unroll 16
-          for (int i = 0; i < Keys * Vectors; ++i) {
-            weight[i] = L::load(at + i * L::size) - shift[i % Vectors];
-            if constexpr (binary != 1) weight[i] *= L(binary);
-          }
-          exp2_nonpositive(weight);
+      for (int i = 0; i < Keys * Vectors; ++i) {
+        weight[i] = L::load(at + i * L::size) - shift[i % Vectors];
+        if constexpr (binary != 1) weight[i] *= L(binary);
+      }
+      exp2_nonpositive(weight);
 #pragma GCC unroll 16
-          for (int i = 0; i < Keys * Vectors; ++i) {
-            weight[i].store(at + i * L::size);
-            total[i % Vectors] += weight[i];
-          }
-        });
+      for (int i = 0; i < Keys * Vectors; ++i) {
+        weight[i].store(at + i * L::size);
+        total[i % Vectors] += weight[i];
+      }
+    });
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) total[v].store(sum + v * L::size);
   }

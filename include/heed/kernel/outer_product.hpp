@@ -22,48 +22,47 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
                                  const Accumulator* features, Accumulator* sums, bool fresh) {
   using L = Lanes<Accumulator>;
   constexpr Index width = Vectors * L::size;
-  for_each_tile<tile_rows<Vectors>>(
-      rows, [&]<int Rows>(Index j) __attribute__((always_inline)) {
-        L sum[Rows][Vectors];
-        Accumulator* to = sums + j * width;
+  for_each_tile<tile_rows<Vectors>>(rows, [&]<int Rows>(Index j) __attribute__((always_inline)) {
+    L sum[Rows][Vectors];
+    Accumulator* to = sums + j * width;
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) {
+        sum[r][v] = fresh ? L(0) : L::load(to + r * width + v * L::size);
+      }
+    }
+    // The next sums, which the products of the next rows would wait for.
+    fetch(to + Rows * width, Rows * width);
+    for (Index p = 0; p < panel_count; ++p) {
+      const QueryPanel& panel = panels[p];
+      if (j >= panel.keys) continue;
+      const Accumulator* x = pairs + panel.first * capacity + j * panel.lanes;
+      const Accumulator* feature = features + panel.first * width;
+      const Index stride = panel.lanes;
+#pragma GCC unroll 4
+      for (Index i = 0; i < panel.count; ++i) {
+        L lanes[Vectors];
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) {
+          lanes[v] = L::load(feature + i * width + v * L::size).pinned();
+        }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
+          const L broadcast(x[r * stride + i]);
 #pragma GCC unroll 16
           for (int v = 0; v < Vectors; ++v) {
-            sum[r][v] = fresh ? L(0) : L::load(to + r * width + v * L::size);
+            sum[r][v] = fma(lanes[v], broadcast, sum[r][v]);
           }
         }
-        // The next sums, which the products of the next rows would wait for.
-        fetch(to + Rows * width, Rows * width);
-        for (Index p = 0; p < panel_count; ++p) {
-          const QueryPanel& panel = panels[p];
-          if (j >= panel.keys) continue;
-          const Accumulator* x = pairs + panel.first * capacity + j * panel.lanes;
-          const Accumulator* feature = features + panel.first * width;
-          const Index stride = panel.lanes;
-#pragma GCC unroll 4
-          for (Index i = 0; i < panel.count; ++i) {
-            L lanes[Vectors];
+      }
+    }
 #pragma GCC unroll 16
-            for (int v = 0; v < Vectors; ++v) {
-              lanes[v] = L::load(feature + i * width + v * L::size).pinned();
-            }
+    for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 16
-            for (int r = 0; r < Rows; ++r) {
-              const L broadcast(x[r * stride + i]);
-#pragma GCC unroll 16
-              for (int v = 0; v < Vectors; ++v) {
-                sum[r][v] = fma(lanes[v], broadcast, sum[r][v]);
-              }
-            }
-          }
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 16
-          for (int v = 0; v < Vectors; ++v) sum[r][v].store(to + r * width + v * L::size);
-        }
-      });
+      for (int v = 0; v < Vectors; ++v) sum[r][v].store(to + r * width + v * L::size);
+    }
+  });
 }
 
 /// add_outer for every panel of features; the first row is number first_row of the sums.

@@ -13,8 +13,8 @@ namespace heed {
 /// module's backward gives it; a bias that is absent is left out. std::invalid_argument, before any
 /// call, where the shapes differ.
 template <class Module, class Gradients, class F>
-requires(std::is_same_v<std::remove_const_t<Module>, Gradients>) void for_each_parameter(
-    Module& module, const Gradients& gradients, F&& f) {
+  requires(std::is_same_v<std::remove_const_t<Module>, Gradients>)
+void for_each_parameter(Module& module, const Gradients& gradients, F&& f) {
   Gradients::visit(module, gradients, [](const auto& value, const auto& gradient) {
     detail::check_gradient_shape("for_each_parameter", "the parameter",
                                  std::array<Index, 2>{value.rows(), value.cols()},

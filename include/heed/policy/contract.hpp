@@ -55,9 +55,9 @@ concept Modifier = std::derived_from<std::remove_cvref_t<T>, ModifierTag>;
 
 /// A vector of parameters: std::vector, Eigen vector or tensor of rank 1.
 template <class T>
-requires(EigenDense<std::remove_const_t<T>> || EigenTensorLike<std::remove_const_t<T>> ||
-         is_view<std::remove_const_t<T>> ||
-         requires { typename T::value_type; }) auto parameter_view(T& kept) {
+  requires(EigenDense<std::remove_const_t<T>> || EigenTensorLike<std::remove_const_t<T>> ||
+           is_view<std::remove_const_t<T>> || requires { typename T::value_type; })
+auto parameter_view(T& kept) {
   using Plain = std::remove_const_t<T>;
   if constexpr (EigenTensorLike<Plain> || is_view<Plain>) {
     return view(kept);
@@ -120,19 +120,13 @@ auto gradient_view(T& kept) {
 
 /// A similarity with a matrix between query and key.
 template <class Similarity>
-concept Transforms = requires(const Similarity& s) {
-  s.transform;
-};
+concept Transforms = requires(const Similarity& s) { s.transform; };
 /// A similarity with a parameter for each feature.
 template <class Similarity>
-concept ByFeature = requires(const Similarity& s) {
-  s.parameter(0);
-};
+concept ByFeature = requires(const Similarity& s) { s.parameter(0); };
 /// A bound similarity or modifier whose parameters are trained.
 template <class T>
-concept Trained = requires(const T& x) {
-  x.gradient.data;
-};
+concept Trained = requires(const T& x) { x.gradient.data; };
 template <class Modifiers>
 inline constexpr bool any_trained = false;
 template <class... Modifiers>

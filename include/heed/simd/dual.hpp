@@ -24,8 +24,8 @@ struct Dual {
   Dual(const T& v, const std::array<T, N>& d) : value(v), slopes(d) {}
   Dual(const T& constant) : value(constant) { slopes.fill(T(0.0)); }
   template <class C>
-  requires(std::is_arithmetic_v<C> && !std::same_as<C, T>) Dual(C constant)
-      : Dual(T(static_cast<double>(constant))) {}
+    requires(std::is_arithmetic_v<C> && !std::same_as<C, T>)
+  Dual(C constant) : Dual(T(static_cast<double>(constant))) {}
   /// Variable number n.
   static EIGEN_ALWAYS_INLINE Dual variable(const T& v, std::size_t n) {
     Dual result(v);
@@ -61,18 +61,18 @@ struct Dual {
     return chain(a, T(a.value / c), T(T(1.0) / c));
   }
   template <class C>
-  requires(std::is_arithmetic_v<C> && !std::same_as<C, T>) EIGEN_ALWAYS_INLINE friend Dual
-  operator*(const Dual& a, C c) {
+    requires(std::is_arithmetic_v<C> && !std::same_as<C, T>)
+  EIGEN_ALWAYS_INLINE friend Dual operator*(const Dual& a, C c) {
     return a * T(static_cast<double>(c));
   }
   template <class C>
-  requires(std::is_arithmetic_v<C> && !std::same_as<C, T>) EIGEN_ALWAYS_INLINE friend Dual
-  operator*(C c, const Dual& a) {
+    requires(std::is_arithmetic_v<C> && !std::same_as<C, T>)
+  EIGEN_ALWAYS_INLINE friend Dual operator*(C c, const Dual& a) {
     return a * T(static_cast<double>(c));
   }
   template <class C>
-  requires(std::is_arithmetic_v<C> && !std::same_as<C, T>) EIGEN_ALWAYS_INLINE friend Dual
-  operator/(const Dual& a, C c) {
+    requires(std::is_arithmetic_v<C> && !std::same_as<C, T>)
+  EIGEN_ALWAYS_INLINE friend Dual operator/(const Dual& a, C c) {
     return a / T(static_cast<double>(c));
   }
 
@@ -199,10 +199,9 @@ namespace heed {
 
 /// select for lambdas that run on dual numbers too; one of a and b may be a constant.
 template <class Condition, class A, class B>
-requires((detail::is_dual<A> ||
-          detail::is_dual<B>)&&(!std::same_as<A, B> ||
-                                !std::same_as<Condition, bool>)) EIGEN_ALWAYS_INLINE
-    auto select(const Condition& condition, const A& a, const B& b) {
+  requires((detail::is_dual<A> || detail::is_dual<B>) &&
+           (!std::same_as<A, B> || !std::same_as<Condition, bool>))
+EIGEN_ALWAYS_INLINE auto select(const Condition& condition, const A& a, const B& b) {
   using Number = std::conditional_t<detail::is_dual<A>, A, B>;
   return Number::choose(condition, Number(a), Number(b));
 }

@@ -57,7 +57,8 @@ struct Lanes {
 
   Lanes() = default;
   template <class T>
-  requires std::is_arithmetic_v<T> EIGEN_ALWAYS_INLINE Lanes(T value)
+    requires std::is_arithmetic_v<T>
+  EIGEN_ALWAYS_INLINE Lanes(T value)
       : packet(Eigen::internal::pset1<Packet>(static_cast<Scalar>(value))) {}
 
   EIGEN_ALWAYS_INLINE static Lanes of(Packet packet) {

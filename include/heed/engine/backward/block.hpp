@@ -246,8 +246,7 @@ struct QueryBlock {
     return [&]<std::size_t... n>(std::index_sequence<n...>) {
       return std::array<S, most_panels>{
           (static_cast<void>(n), S(similarity, dim, dim, panel_lanes, tile_keys, scratch))...};
-    }
-    (std::make_index_sequence<static_cast<std::size_t>(most_panels)>());
+    }(std::make_index_sequence<static_cast<std::size_t>(most_panels)>());
   }
 
   /// Log-sum-exp, delta and whether there is anything to do, for the lanes of a panel.

@@ -150,8 +150,7 @@ class TileGradients {
     Index clear_begin = std::min(mask.clear_begin(), tile.keys), clear_end = clear_begin;
     if (!block.idle[n]) {
       clear_end = std::clamp(mask.clear_end(), clear_begin, tile.keys);
-      go(
-          clear_begin, clear_end, [](Index, int, L x) __attribute__((always_inline)) { return x; });
+      go(clear_begin, clear_end, [](Index, int, L x) __attribute__((always_inline)) { return x; });
     }
     go(0, clear_begin, visible);
     go(clear_end, tile.keys, visible);
@@ -177,8 +176,8 @@ class TileGradients {
           Accumulator* slope = slopes + j * tile.lanes;
           // The product with the keys comes next, and goes down their columns.
           for (int r = 0; r < Keys; ++r) fetch(key[j + r], key_dim);
-        // The difference first: it is exact where it matters. At most 0, as log_sum_exp may be
-        // rounded to below the score of an only key.
+      // The difference first: it is exact where it matters. At most 0, as log_sum_exp may be
+      // rounded to below the score of an only key.
 #pragma GCC unroll 16
           for (int i = 0; i < Keys * Vectors; ++i) {
             weight[i] = min((L::load(score + i * L::size) - lse[i % Vectors]) * L(log2_e), L(0));

@@ -12,9 +12,7 @@ enum class Coverage { empty, partial, full };
 
 /// A bound mask that hides nothing.
 template <class T>
-concept HidesNothing = requires {
-  typename T::HidesNothing;
-};
+concept HidesNothing = requires { typename T::HidesNothing; };
 
 /// What a mask says to the queries of one panel, and to a tile of keys at a time.
 template <class BoundMask, class Scalar, int Vectors>

@@ -73,9 +73,8 @@ EIGEN_ALWAYS_INLINE void for_each_vector(const ScoreTile<Scalar, Vectors>& tile,
 
 /// A modifier that runs on Lanes.
 template <class Modifier, class L>
-concept RunsOnLanes = requires(const Modifier& m, L s) {
-  m.lanes(s, Index(), Index(), s, Index());
-};
+concept RunsOnLanes =
+    requires(const Modifier& m, L s) { m.lanes(s, Index(), Index(), s, Index()); };
 
 /// Applies one modifier to the tile: a tensor in squares, a function of Lanes vector by vector, any
 /// other function score by score.
@@ -85,10 +84,9 @@ void apply_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modi
   if constexpr (requires { modifier.added; }) {
     add_bias(tile, modifier.added);
   } else if constexpr (RunsOnLanes<Modifier, L>) {
-    for_each_vector(
-        tile, [&](Scalar * at, L query, Index key) __attribute__((always_inline)) {
-          modifier.lanes(L::load(at), tile.batch, tile.head, query, key).store(at);
-        });
+    for_each_vector(tile, [&](Scalar* at, L query, Index key) __attribute__((always_inline)) {
+      modifier.lanes(L::load(at), tile.batch, tile.head, query, key).store(at);
+    });
   } else {
     for (Index j = 0; j < tile.keys; ++j) {
       for (Index lane = 0; lane < tile.queries; ++lane) {
@@ -101,9 +99,8 @@ void apply_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modi
 
 /// A modifier whose derivative runs on Lanes.
 template <class Modifier, class L>
-concept DifferentiatesOnLanes = requires(const Modifier& m, L s) {
-  m.differentiate(s, Index(), Index(), s, Index());
-};
+concept DifferentiatesOnLanes =
+    requires(const Modifier& m, L s) { m.differentiate(s, Index(), Index(), s, Index()); };
 
 /// Applies one modifier to the tile and leaves its derivative by the score in `slopes`, laid out as
 /// the tile. Modifiers that shift the score have the derivative 1, which is not written.
@@ -114,12 +111,11 @@ void differentiate_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifi
   if constexpr (requires { modifier.shifts; }) {
     apply_modifier(tile, modifier);
   } else if constexpr (DifferentiatesOnLanes<Modifier, L>) {
-    for_each_vector(
-        tile, [&](Scalar * at, L query, Index key) __attribute__((always_inline)) {
-          const auto dual = modifier.differentiate(L::load(at), tile.batch, tile.head, query, key);
-          dual.value.store(at);
-          dual.slopes[0].store(slopes + (at - tile.scores));
-        });
+    for_each_vector(tile, [&](Scalar* at, L query, Index key) __attribute__((always_inline)) {
+      const auto dual = modifier.differentiate(L::load(at), tile.batch, tile.head, query, key);
+      dual.value.store(at);
+      dual.slopes[0].store(slopes + (at - tile.scores));
+    });
   } else {
     for (Index j = 0; j < tile.keys; ++j) {
       for (Index lane = 0; lane < tile.lanes; ++lane) {
@@ -149,10 +145,8 @@ template <class Scalar, int Vectors>
 EIGEN_DONT_INLINE Scalar distance_sum(const ScoreTile<Scalar, Vectors>& gradients) {
   using L = Lanes<Scalar>;
   L sum(0);
-  for_each_vector(
-      gradients, [&](const Scalar* at, L query, Index key) __attribute__((always_inline)) {
-        sum = fma(L::load(at), L(key) - query, sum);
-      });
+  for_each_vector(gradients, [&](const Scalar* at, L query, Index key) __attribute__((
+                                 always_inline)) { sum = fma(L::load(at), L(key) - query, sum); });
   return sum_of_lanes(sum);
 }
 

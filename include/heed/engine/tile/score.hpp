@@ -75,10 +75,9 @@ class Scorer {
         [&]<int Keys>(Index j) __attribute__((always_inline)) {
           RegisterTile<Accumulator, Keys, Vectors> tile;
           tile.accumulate(
-              query_, keys[j], keys.stride, std::integral_constant<Index, 1>(),
-              key_dim_, [this](L sum, L query, L k, Index h) __attribute__((always_inline)) {
-                return similarity_.step(sum, query, k, h);
-              });
+              query_, keys[j], keys.stride, std::integral_constant<Index, 1>(), key_dim_,
+              [this](L sum, L query, L k, Index h)
+                  __attribute__((always_inline)) { return similarity_.step(sum, query, k, h); });
 #pragma GCC unroll 16
           for (int v = 0; v < Vectors; ++v) {
             L most = L::load(largest + v * L::size);

@@ -37,42 +37,41 @@ EIGEN_DONT_INLINE void add_slopes(const Similarity& similarity,
   for (Index h = 0; h < tile.dim; h += n) {
     const L w = L::load(tile.parameter + h);
     L d_parameter(0);
-    for_each_tile<4>(
-        tile.keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
-          L key[Keys], d_key[Keys];
-          Accumulator* to = tile.d_key + h * tile.d_key_capacity + j * n;
+    for_each_tile<4>(tile.keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
+      L key[Keys], d_key[Keys];
+      Accumulator* to = tile.d_key + h * tile.d_key_capacity + j * n;
+#pragma GCC unroll 16
+      for (int r = 0; r < Keys; ++r) {
+        key[r] = L::load(tile.key + h * tile.key_capacity + (j + r) * n);
+        d_key[r] = L::load(to + r * n);
+      }
+      for (Index p = 0; p < tile.panel_count; ++p) {
+        const QueryPanel& panel = tile.panels[p];
+        if (j >= panel.keys) continue;
+        const Accumulator* x =
+            tile.gradients + panel.first * tile.gradient_capacity + j * panel.lanes;
+        const Index start = h * tile.query_capacity + panel.first * n;
+        for (Index i = 0; i < panel.count; ++i) {
+          const L query = L::load(tile.query + start + i * n);
+          L d_query = L::load(tile.d_query + start + i * n);
 #pragma GCC unroll 16
           for (int r = 0; r < Keys; ++r) {
-            key[r] = L::load(tile.key + h * tile.key_capacity + (j + r) * n);
-            d_key[r] = L::load(to + r * n);
+            const L g(x[r * panel.lanes + i]);
+            const auto slopes = similarity.slopes(query, key[r], w);
+            // A pair without weight may have an infinite slope, which is not looked at.
+            const auto counts = [none = g == L(0)](L slope) __attribute__((always_inline)) {
+              return select(none, L(0), slope);
+            };
+            d_query = fma(g, counts(slopes.query), d_query);
+            d_key[r] = fma(g, counts(slopes.key), d_key[r]);
+            d_parameter = fma(g, counts(slopes.parameter), d_parameter);
           }
-          for (Index p = 0; p < tile.panel_count; ++p) {
-            const QueryPanel& panel = tile.panels[p];
-            if (j >= panel.keys) continue;
-            const Accumulator* x =
-                tile.gradients + panel.first * tile.gradient_capacity + j * panel.lanes;
-            const Index start = h * tile.query_capacity + panel.first * n;
-            for (Index i = 0; i < panel.count; ++i) {
-              const L query = L::load(tile.query + start + i * n);
-              L d_query = L::load(tile.d_query + start + i * n);
+          d_query.store(tile.d_query + start + i * n);
+        }
+      }
 #pragma GCC unroll 16
-              for (int r = 0; r < Keys; ++r) {
-                const L g(x[r * panel.lanes + i]);
-                const auto slopes = similarity.slopes(query, key[r], w);
-                // A pair without weight may have an infinite slope, which is not looked at.
-                const auto counts = [none = g == L(0)](L slope) __attribute__((always_inline)) {
-                  return select(none, L(0), slope);
-                };
-                d_query = fma(g, counts(slopes.query), d_query);
-                d_key[r] = fma(g, counts(slopes.key), d_key[r]);
-                d_parameter = fma(g, counts(slopes.parameter), d_parameter);
-              }
-              d_query.store(tile.d_query + start + i * n);
-            }
-          }
-#pragma GCC unroll 16
-          for (int r = 0; r < Keys; ++r) d_key[r].store(to + r * n);
-        });
+      for (int r = 0; r < Keys; ++r) d_key[r].store(to + r * n);
+    });
     (L::load(tile.d_parameter + h) + d_parameter).store(tile.d_parameter + h);
   }
 }
@@ -161,16 +160,15 @@ EIGEN_DONT_INLINE void add_tanh_slopes(const SlopeTile<Accumulator>& tile, bool 
       }
     };
     if (trained) {
-      for_each_tile<4>(
-          tile.keys, [&]<int Keys>(Index j)
-                         __attribute__((always_inline)) { go.template operator()<Keys, true>(j); });
+      for_each_tile<4>(tile.keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
+        go.template operator()<Keys, true>(j);
+      });
       const L d_parameter = fma(L(-2), by_r, L(sum));
       (L::load(tile.d_parameter + h) + d_parameter).store(tile.d_parameter + h);
     } else {
-      for_each_tile<4>(
-          tile.keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
-            go.template operator()<Keys, false>(j);
-          });
+      for_each_tile<4>(tile.keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
+        go.template operator()<Keys, false>(j);
+      });
     }
   }
 }

@@ -18,8 +18,7 @@ auto integer_view(const T& kept) {
                   kept.data();
                   kept.size();
                   typename T::value_type;
-                } &&
-                !EigenDense<T> && !EigenTensorLike<T>) {
+                } && !EigenDense<T> && !EigenTensorLike<T>) {
     using Integer = typename T::value_type;
     return View<const Integer, 1>{kept.data(), {static_cast<Index>(kept.size())}, {1}};
   } else if constexpr (EigenDense<T>) {
@@ -42,11 +41,9 @@ template <class T>
 using IntegerView = decltype(integer_view(std::declval<const T&>()));
 
 template <class T>
-concept Integers = requires(const T& x) {
-  integer_view(x);
-}
-&&IntegerView<T>::Rank <= 2 && std::integral<typename IntegerView<T>::Scalar> &&
-    !std::same_as<typename IntegerView<T>::Scalar, bool>;
+concept Integers = requires(const T& x) { integer_view(x); } && IntegerView<T>::Rank <= 2 &&
+                   std::integral<typename IntegerView<T>::Scalar> &&
+                   !std::same_as<typename IntegerView<T>::Scalar, bool>;
 
 /// (batch) repeated over an axis of stride 0, or (batch, n) as it is.
 template <class Integer, int Rank>

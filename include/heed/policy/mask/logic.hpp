@@ -63,18 +63,23 @@ struct NotMask : detail::MaskTag {
 
 /// Pairs that both masks allow.
 template <class A, class B>
-requires(detail::Mask<A>&& detail::Mask<B>) auto operator&&(A a, B b) {
+  requires(detail::Mask<A> && detail::Mask<B>)
+auto operator&&(A a, B b) {
   return CombinedMask<A, B, Both>(std::move(a), std::move(b));
 }
 
 /// Pairs that either mask allows.
 template <class A, class B>
-requires(detail::Mask<A>&& detail::Mask<B>) auto operator||(A a, B b) {
+  requires(detail::Mask<A> && detail::Mask<B>)
+auto operator||(A a, B b) {
   return CombinedMask<A, B, Either>(std::move(a), std::move(b));
 }
 
 /// Pairs that the mask hides.
 template <class A>
-requires(detail::Mask<A>) auto operator!(A a) { return NotMask<A>(std::move(a)); }
+  requires(detail::Mask<A>)
+auto operator!(A a) {
+  return NotMask<A>(std::move(a));
+}
 
 }  // namespace heed

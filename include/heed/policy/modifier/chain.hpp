@@ -20,11 +20,12 @@ struct ModifiedScore : detail::ScoreTag {
 
 /// The score with one more change, applied after those it has.
 template <class S, class M>
-requires(detail::Score<S>&& detail::Modifier<M>) auto operator|(S score, M modifier) {
+  requires(detail::Score<S> && detail::Modifier<M>)
+auto operator|(S score, M modifier) {
   return ModifiedScore<S, M>(std::move(score), std::tuple<M>(std::move(modifier)));
 }
 template <class Base, class... Modifiers, class M>
-requires detail::Modifier<M>
+  requires detail::Modifier<M>
 auto operator|(ModifiedScore<Base, Modifiers...> score, M modifier) {
   return ModifiedScore<Base, Modifiers..., M>(
       std::move(score.base),

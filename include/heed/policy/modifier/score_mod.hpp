@@ -22,15 +22,16 @@ struct ScoreMod : detail::ModifierTag {
       return Accumulator(function(s, b, h, i, j));
     }
     template <class L>
-    requires std::is_invocable_v<const F&, L, Index, Index, L, Index> EIGEN_ALWAYS_INLINE L
-    lanes(L s, Index b, Index h, L i, Index j)
-    const { return L(function(s, b, h, i, j)); }
+      requires std::is_invocable_v<const F&, L, Index, Index, L, Index>
+    EIGEN_ALWAYS_INLINE L lanes(L s, Index b, Index h, L i, Index j) const {
+      return L(function(s, b, h, i, j));
+    }
 
     template <class L>
-    requires(detail::is_lanes<L>&&
-                 std::is_invocable_v<const F&, detail::Dual<L, 1>, Index, Index, L, Index>)
-        EIGEN_ALWAYS_INLINE detail::Dual<L, 1> differentiate(L s, Index b, Index h, L i, Index j)
-    const {
+      requires(detail::is_lanes<L> &&
+               std::is_invocable_v<const F&, detail::Dual<L, 1>, Index, Index, L, Index>)
+    EIGEN_ALWAYS_INLINE detail::Dual<L, 1> differentiate(L s, Index b, Index h, L i,
+                                                         Index j) const {
       using D = detail::Dual<L, 1>;
       return D(function(D::variable(s, 0), b, h, i, j));
     }
