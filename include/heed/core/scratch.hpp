@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -9,6 +10,32 @@
 namespace heed::detail {
 
 using Eigen::Index;
+
+/// Where the parts of a block of memory lie. Laid out over nothing it adds up how large the block
+/// has to be, so that the parts are listed once.
+class Layout {
+ public:
+  static constexpr std::size_t alignment = 64;  // a cache line, and the widest vector
+
+  explicit Layout(std::byte* memory = nullptr) : memory_(memory) {}
+  /// Room for count numbers, uninitialised.
+  template <class T>
+  T* take(Index count) {
+    const std::size_t at = bytes_;
+    bytes_ += rounded<T>(count);
+    return memory_ ? reinterpret_cast<T*>(memory_ + at) : nullptr;
+  }
+  std::size_t bytes() const { return bytes_; }
+
+  template <class T>
+  static constexpr std::size_t rounded(Index count) {
+    return (static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
+  }
+
+ private:
+  std::byte* memory_;
+  std::size_t bytes_ = 0;
+};
 
 /// A block of memory on loan from the thread for as long as the object lives. The thread keeps the
 /// block for the next loan, so that repeated calls of one shape allocate once; it keeps another for
@@ -21,6 +48,12 @@ class Scratch {
     next_ = block_.data.get();
     ++loans();
   }
+  /// Memory for what `lay` takes of a Layout; `lay` is called twice, the second time with memory.
+  template <std::invocable<Layout&> Lay>
+  explicit Scratch(const Lay& lay) : Scratch(bytes_of(lay)) {
+    Layout layout(block_.data.get());
+    lay(layout);
+  }
   ~Scratch() {
     --loans();
     if (block_.bytes > kept().bytes) kept() = std::move(block_);
@@ -28,10 +61,9 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  static constexpr std::size_t alignment = 64;  // a cache line, and the widest vector
   template <class T>
   static constexpr std::size_t bytes(Index count) {
-    return (static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
+    return Layout::rounded<T>(count);
   }
 
   /// Room for count numbers, uninitialised; the sum of bytes<T>(count) must not pass the loan.
@@ -39,10 +71,20 @@ class Scratch {
   T* take(Index count) {
     T* result = reinterpret_cast<T*>(next_);
     next_ += bytes<T>(count);
+    eigen_assert(next_ <= block_.data.get() + block_.bytes);
     return result;
   }
 
  private:
+  static constexpr std::size_t alignment = Layout::alignment;
+
+  template <class Lay>
+  static std::size_t bytes_of(const Lay& lay) {
+    Layout layout;
+    lay(layout);
+    return layout.bytes();
+  }
+
   struct Free {
     void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(alignment)); }
   };

@@ -1,51 +1,78 @@
 #pragma once
 
+#include "heed/core/key_source.hpp"
+#include "heed/core/parallel.hpp"
 #include "heed/core/view.hpp"
+#include "heed/policy/contract.hpp"
+#include "heed/policy/dropout.hpp"
 #include "heed/policy/problem.hpp"
 
 namespace heed::detail {
 
-/// The tensors of one call, as (batch, heads, seq, dim).
-template <class Query, class Key, class Value>
-struct Inputs {
-  View<const Query, 4> query;
-  View<const Key, 4> key;
-  View<const Value, 4> value;
+/// One call of attention as every engine gets it, forwards and backwards: its extents, queries as
+/// (batch, heads, queries, dim), keys and values by the run of rows, policies bound, and where the
+/// results go (ForwardOutput, BackwardOutput).
+template <class Query_, KeySource Keys_, KeySource Values_, class Score_, class Definition_,
+          class Mask_, class Output_>
+struct BoundCall {
+  using Query = Query_;
+  using Number = Accumulator<Query>;
+  using Keys = Keys_;
+  using Values = Values_;
+  using Score = Score_;
+  using Mask = Mask_;
+  using Output = Output_;
+
+  const Problem& problem;
+  const View<const Query, 4>& query;
+  const Keys& keys;
+  const Values& values;
+  const Score& score;             // in the unit that suits the fused engines
+  const Definition_& definition;  // the same score in natural units
+  const Mask& mask;
+  const Dropout& dropout;
+  const Output& output;
 };
 
-/// What the backward pass is given beside the inputs, as (batch, heads, queries[, value_dim]).
-template <class Output, class LogSumExp, class GradOutput>
-struct PassViews {
+/// Where the forward pass writes. log_sum_exp (batch, heads, queries) and weights (batch, heads,
+/// queries, keys) are views of nothing where they are not wanted.
+template <class Element, class Number>
+struct ForwardOutput {
+  View<Element, 4> output;
+  View<Number, 3> log_sum_exp;
+  View<Element, 4> weights;
+};
+
+/// What the backward pass is given beside the inputs, and where it writes the gradients, each as
+/// its input.
+template <class Output, class LogSumExp, class GradOutput, class Query, class Key, class Value>
+struct BackwardOutput {
   View<const Output, 4> output;
   View<const LogSumExp, 3> log_sum_exp;
   View<const GradOutput, 4> grad_output;
-};
-
-/// Where the backward pass writes, each as its input.
-template <class Query, class Key, class Value>
-struct GradientViews {
   View<Query, 4> query;
   View<Key, 4> key;
   View<Value, 4> value;
 };
 
-/// What one backward pass goes by.
-template <class In, class Pass, class BoundScore, class BoundMask, class DropoutPolicy,
-          class Gradients>
-struct BackwardCall {
-  using Score = BoundScore;
-  using Mask = BoundMask;
-  const Problem& problem;
-  const In& in;
-  const Pass& pass;
-  const BoundScore& score;
-  const BoundMask& mask;
-  const DropoutPolicy& dropout;
-  const Gradients& gradients;
-};
-template <class In, class Pass, class Score, class Mask, class DropoutPolicy, class Gradients>
-BackwardCall(const Problem&, const In&, const Pass&, const Score&, const Mask&,
-             const DropoutPolicy&, const Gradients&)
-    -> BackwardCall<In, Pass, Score, Mask, DropoutPolicy, Gradients>;
+/// What every engine is: made for a call if its types are `possible`, run if the call `suits`.
+template <class Engine, class Call>
+concept EngineFor =
+    requires(const Call& call, const Engine& engine, Eigen::ThreadPoolInterface* pool) {
+      { Engine::possible } -> std::convertible_to<bool>;
+      { Engine::suits(call) } -> std::same_as<bool>;
+      Engine(call);
+      engine.run(pool);
+    };
+
+/// Runs the first of the engines that suits the call.
+template <template <class> class First, template <class> class... Rest, class Call>
+void run_first_that_suits(const Call& call, Eigen::ThreadPoolInterface* pool) {
+  static_assert(EngineFor<First<Call>, Call>);
+  if constexpr (First<Call>::possible) {
+    if (First<Call>::suits(call)) return First<Call>(call).run(pool);
+  }
+  if constexpr (sizeof...(Rest) > 0) run_first_that_suits<Rest...>(call, pool);
+}
 
 }  // namespace heed::detail

@@ -8,13 +8,11 @@
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
+#include "heed/engine/call.hpp"
+#include "heed/engine/reference/forward.hpp"
 #include "heed/kernel/few_queries.hpp"
 #include "heed/kernel/online_softmax.hpp"
-#include "heed/kernel/pack.hpp"
-#include "heed/kernel/panels.hpp"
-#include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
-#include "heed/policy/problem.hpp"
 #include "heed/simd/lanes.hpp"
 #include "heed/simd/math.hpp"
 
@@ -31,38 +29,40 @@ namespace heed::detail {
 ///   merge the chunks
 ///
 /// Lanes hold features. Chunks have a fixed length and are merged in order, so that the number of
-/// threads cannot change the result.
-template <class Accumulator, class In, class Score, class BoundMask, class Out, class DropoutPolicy>
+/// threads cannot change the result. A query whose result is not finite is computed again by the
+/// definition, as in Forward.
+template <class Call>
 class Decode {
-  using L = Lanes<Accumulator>;
-  using Key = typename decltype(In::key)::Scalar;
-  using Value = typename decltype(In::value)::Scalar;
-  using Set = std::remove_cvref_t<decltype(std::declval<const BoundMask&>().row(0, 0, 0))>;
-  using Units = std::conditional_t<Score::modified, NaturalUnits, BinaryUnits>;
-  using Sums = QuerySums<Accumulator, Units>;
+  using Number = typename Call::Number;
+  using L = Lanes<Number>;
+  using Key = typename Call::Keys::Element;
+  using Value = typename Call::Values::Element;
+  using Score = typename Call::Score;
+  using Set = KeySetOf<typename Call::Mask>;
+  using Unit = typename Score::Unit;
+  using Sums = QuerySums<Number, Unit>;
   static constexpr Index chunk_keys = 1024, most_keys = 64;
+  static constexpr ScoreTraits traits = score_traits<typename Score::Similarity>;
 
  public:
-  Decode(const Problem& problem, const In& in, const Score& score, const BoundMask& mask,
-         const DropoutPolicy& dropout, const View<Out, 4>& out,
-         const View<Accumulator, 3>& log_sum_exp)
-      : problem_(problem),
-        in_(in),
-        score_(score),
-        mask_(mask),
-        dropout_(dropout),
-        out_(out),
-        log_sum_exp_(log_sum_exp) {}
+  static constexpr bool possible = Laned<Number> && traits.vectorised && traits.features_alike;
 
-  /// Whether this loop can be used, and is the faster one: where the queries of a head fill no more
-  /// than a quarter of the lanes that hold queries in the other. Rows are whole vectors in place.
-  bool suits() const {
-    const auto whole = [](const auto& x) {
-      return x.strides[3] == 1 && x.shape[3] % L::size == 0 && x.shape[3] > 0;
+  /// Where the queries of a head fill no more than a quarter of the lanes that hold queries in
+  /// Forward, this loop is the faster one. Rows are whole vectors in place.
+  static bool suits(const Call& call) {
+    const Problem& problem = call.problem;
+    if (call.output.weights.data || problem.keys == 0 ||
+        problem.queries > std::max<Index>(1, L::size / 4)) {
+      return false;
+    }
+    const auto whole = [](const auto& source) {
+      return source.width() % L::size == 0 && source.width() > 0 &&
+             source.run(0, 0, 0, 1).column_stride == 1;
     };
-    return problem_.queries <= std::max<Index>(1, L::size / 4) && problem_.heads > 0 &&
-           problem_.keys > 0 && whole(in_.key) && whole(in_.value);
+    return whole(call.keys) && whole(call.values);
   }
+
+  explicit Decode(const Call& call) : call_(call), problem_(call.problem) {}
 
   /// Scratch: the queries, and the sums of each for every 1,024 keys.
   void run(Eigen::ThreadPoolInterface* pool) const {
@@ -70,16 +70,20 @@ class Decode {
     const Index shared = problem_.heads / problem_.kv_heads * problem_.queries;
     const Index chunks = (problem_.keys + chunk_keys - 1) / chunk_keys;
     const Index size = Sums::size(problem_.value_dim);
-    Scratch scratch(Scratch::bytes<Set>(heads * shared) +
-                    Scratch::bytes<Accumulator>(heads * shared * problem_.key_dim) +
-                    Scratch::bytes<Accumulator>(heads * chunks * shared * size));
-    Set* const sets = scratch.take<Set>(heads * shared);
-    auto* const queries = scratch.take<Accumulator>(heads * shared * problem_.key_dim);
-    auto* const parts = scratch.take<Accumulator>(heads * chunks * shared * size);
+    Set* sets = nullptr;
+    Number *queries = nullptr, *parts = nullptr;
+    const Scratch scratch([&](Layout& layout) {
+      sets = layout.take<Set>(heads * shared);
+      queries = layout.take<Number>(heads * shared * problem_.key_dim);
+      parts = layout.take<Number>(heads * chunks * shared * size);
+    });
     for (Index row = 0; row < heads * shared; ++row) {
       const Place at = place(row);
-      sets[row] = mask_.row(at.batch, at.head, at.query);
-      pack(at, queries + row * problem_.key_dim);
+      sets[row] = call_.mask.row(at.batch, at.head, at.query);
+      prepare_query(
+          call_.score.similarity, problem_,
+          [&](Index c) { return static_cast<Number>(call_.query(at.batch, at.head, at.query, c)); },
+          queries + row * problem_.key_dim);
     }
     parallel_for(pool, heads * chunks, [&](Index first, Index last) {
       for (Index item = first; item < last; ++item) {
@@ -89,7 +93,7 @@ class Decode {
       }
     });
     for (Index row = 0; row < heads * shared; ++row) {
-      Accumulator* const part = parts + (row / shared * chunks * shared + row % shared) * size;
+      Number* const part = parts + (row / shared * chunks * shared + row % shared) * size;
       const Sums total(part, problem_.value_dim);
       for (Index chunk = 1; chunk < chunks; ++chunk) {
         total.merge(Sums(part + chunk * shared * size, problem_.value_dim));
@@ -109,7 +113,7 @@ class Decode {
 
   /// The sums of the queries of one head of keys over one chunk.
   EIGEN_DONT_INLINE void attend(Index first_row, Index rows, Index chunk, const Set* sets,
-                                const Accumulator* queries, Accumulator* sums) const {
+                                const Number* queries, Number* sums) const {
     const auto sums_of = [&](Index r) {
       return Sums(sums + r * Sums::size(problem_.value_dim), problem_.value_dim);
     };
@@ -122,128 +126,100 @@ class Decode {
     }
     begin = std::max(begin, chunk);
     end = std::min(end, chunk + chunk_keys);
+    const Index batch = place(first_row).batch;
     const Index head = place(first_row).head / (problem_.heads / problem_.kv_heads);
-    const auto key = slab(in_.key, place(first_row).batch, head);
-    const auto value = slab(in_.value, place(first_row).batch, head);
     const Index key_bytes = problem_.key_dim * static_cast<Index>(sizeof(Key));
     const Index value_bytes = problem_.value_dim * static_cast<Index>(sizeof(Value));
     // A tile of keys, one of values and the next of both fill half of the first-level cache, which
     // makes 16 keys of 64 floats; larger ones are evicted before they are used.
-    const auto tile = std::clamp<Index>(
+    const auto most = std::clamp<Index>(
         static_cast<Index>(Eigen::l1CacheSize()) / 8 / std::max(key_bytes, value_bytes), 8,
         most_keys);
 
-    for (Index k = begin; k < end; k += tile) {
-      const Index after = k + tile;
+    for (Index k = begin; k < end;) {
+      // A tile lies in one run of keys and one of values.
+      auto key = call_.keys.run(batch, head, k, std::min(most, end - k));
+      const auto value = call_.values.run(batch, head, k, key.count);
+      key.count = value.count;
+      const Index after = k + key.count;
       Ahead ahead;
       if (after < problem_.keys) {
-        ahead = {reinterpret_cast<const char*>(&key(after, 0)),
-                 reinterpret_cast<const char*>(&value(after, 0)),
-                 key.row_stride * static_cast<Index>(sizeof(Key)),
-                 value.row_stride * static_cast<Index>(sizeof(Value)),
+        const auto next_key =
+            call_.keys.run(batch, head, after, std::min(most, problem_.keys - after));
+        const auto next_value = call_.values.run(batch, head, after, next_key.count);
+        ahead = {reinterpret_cast<const char*>(next_key.data),
+                 reinterpret_cast<const char*>(next_value.data),
+                 next_key.row_stride * static_cast<Index>(sizeof(Key)),
+                 next_value.row_stride * static_cast<Index>(sizeof(Value)),
                  key_bytes,
                  value_bytes,
-                 std::min(tile, problem_.keys - after)};
+                 next_value.count};
       }
       for (Index r = 0; r < rows; ++r, ahead.count = 0) {
         const Place at = place(first_row + r);
-        for_each_run(sets[r], at, k, std::min(after, end), [&](Index first, Index last) {
-          alignas(64) Accumulator scores[most_keys];
-          const Index count = last - first;
-          score_keys(score_.similarity, queries + r * problem_.key_dim,
-                     Rows<Key>{&key(first, 0), key.row_stride}, count, problem_.key_dim, ahead,
-                     scores);
-          modify(scores, at, first, count);
-          const Accumulator fade = sums_of(r).absorb(scores, count);
-          if (dropout_.active()) drop(scores, at, first, count);
-          add_weighted(scores, Rows<Value>{&value(first, 0), value.row_stride}, count,
-                       problem_.value_dim, fade, ahead, sums_of(r).output);
-        });
+        // What is hidden is never read.
+        for_each_visible_run(call_.mask, sets[r], at.batch, at.head, at.query, k, after,
+                             [&](Index first, Index last) {
+                               alignas(64) Number scores[most_keys];
+                               const Index count = last - first;
+                               score_keys(call_.score.similarity, queries + r * problem_.key_dim,
+                                          Rows<Key>{key.row(first - k), key.row_stride}, count,
+                                          problem_.key_dim, ahead, scores);
+                               modify(scores, at, first, count);
+                               const Number fade = sums_of(r).absorb(scores, count);
+                               if (call_.dropout.active()) drop(scores, at, first, count);
+                               add_weighted(
+                                   scores, Rows<Value>{value.row(first - k), value.row_stride},
+                                   count, problem_.value_dim, fade, ahead, sums_of(r).output);
+                             });
       }
+      k = after;
     }
   }
 
-  /// The keys among first .. last-1 that a query sees, in runs: what is hidden is never read.
-  template <class Body>
-  void for_each_run(const Set& set, const Place& at, Index first, Index last,
-                    const Body& body) const {
-    for (int i = 0; i < set.count; ++i) {
-      Index begin = std::max(set[i].begin, first);
-      const Index end = std::min(set[i].end, last);
-      if (set.exact) {
-        if (begin < end) body(begin, end);
-        continue;
-      }
-      for (Index j = begin; j <= end; ++j) {
-        if (j < end && mask_.allows(at.batch, at.head, at.query, j)) continue;
-        if (begin < j) body(begin, j);
-        begin = j + 1;
-      }
-    }
-  }
-
-  /// The features of a query as the similarity wants them.
-  void pack(const Place& at, Accumulator* to) const {
-    const auto& similarity = score_.similarity;
-    const auto query = [&](Index c) {
-      return static_cast<Accumulator>(in_.query(at.batch, at.head, at.query, c));
-    };
-    for (Index c = 0; c < problem_.key_dim; ++c) {
-      Accumulator feature = 0;
-      if constexpr (requires { similarity.transform; }) {
-        for (Index r = 0; r < problem_.query_dim; ++r) {
-          feature += query(r) * static_cast<Accumulator>(similarity.transform(r, c));
-        }
-      } else {
-        feature = query(c);
-      }
-      to[c] = feature * similarity.query_factor;
-    }
-  }
-
-  void modify(Accumulator* scores, const Place& at, Index first, Index count) const {
+  void modify(Number* scores, const Place& at, Index first, Index count) const {
     const auto apply = [&](const auto& modifier) {
-      if constexpr (requires(L s) { modifier.apply(s); }) {
+      constexpr ModifierTraits modifier_is =
+          modifier_traits<std::remove_cvref_t<decltype(modifier)>>;
+      if constexpr (modifier_is.vectorised && modifier_is.ignores_pair) {
         for (Index j = 0; j < count; j += L::size) {
-          modifier.apply(L::load(scores + j)).store(scores + j);
+          modified<Number>(modifier, L::load(scores + j), at.batch, at.head, at.query, first + j)
+              .store(scores + j);
         }
       } else {
         for (Index j = 0; j < count; ++j) {
-          scores[j] = modifier(scores[j], at.batch, at.head, at.query, first + j);
+          scores[j] = modified<Number>(modifier, scores[j], at.batch, at.head, at.query, first + j);
         }
       }
     };
-    std::apply([&](const auto&... modifier) { (apply(modifier), ...); }, score_.modifiers);
+    std::apply([&](const auto&... modifier) { (apply(modifier), ...); }, call_.score.modifiers);
   }
 
-  void drop(Accumulator* weights, const Place& at, Index first, Index count) const {
-    const auto row = dropout_.row(at.batch, at.head, at.query);
+  void drop(Number* weights, const Place& at, Index first, Index count) const {
+    const auto row = call_.dropout.row(at.batch, at.head, at.query);
     for (Index j = 0; j < count; ++j) {
-      if (!dropout_.keeps(row, first + j)) weights[j] = 0;
+      if (!call_.dropout.keeps(row, first + j)) weights[j] = 0;
     }
   }
 
   void finish(const Place& at, const Sums& total) const {
-    const Accumulator factor =
-        *total.sum == 0 ? 0 : static_cast<Accumulator>(dropout_.scale()) / *total.sum;
-    for (Index c = 0; c < problem_.value_dim; ++c) {
-      out_(at.batch, at.head, at.query, c) = static_cast<Out>(total.output[c] * factor);
+    using Element = typename decltype(call_.output.output)::Scalar;
+    const Number factor =
+        *total.sum == 0 ? 0 : static_cast<Number>(call_.dropout.scale()) / *total.sum;
+    if (!(factor * 0 == 0 && all_finite(total.output, problem_.value_dim))) {
+      return ReferenceRow<Call>(call_).attend(at.batch, at.head, at.query);
     }
-    if (log_sum_exp_.data) log_sum_exp_(at.batch, at.head, at.query) = total.log_sum_exp();
+    for (Index c = 0; c < problem_.value_dim; ++c) {
+      call_.output.output(at.batch, at.head, at.query, c) =
+          static_cast<Element>(total.output[c] * factor);
+    }
+    if (call_.output.log_sum_exp.data) {
+      call_.output.log_sum_exp(at.batch, at.head, at.query) = total.log_sum_exp();
+    }
   }
 
+  const Call& call_;
   const Problem& problem_;
-  const In& in_;
-  const Score& score_;
-  const BoundMask& mask_;
-  const DropoutPolicy& dropout_;
-  const View<Out, 4>& out_;
-  const View<Accumulator, 3>& log_sum_exp_;  // of nothing where it is not wanted
 };
-
-/// Similarities whose step is the same for every feature, so that lanes may hold features.
-template <class Similarity>
-concept FeaturesAlike =
-    !requires(const Similarity& s) { s.weight; } && !requires(const Similarity& s) { s.width; };
 
 }  // namespace heed::detail

@@ -2,25 +2,26 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdint>
+#include <cstddef>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
 #include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
+#include "heed/core/key_source.hpp"
+#include "heed/core/unit.hpp"
 #include "heed/core/view.hpp"
 #include "heed/engine/backward/loop.hpp"
+#include "heed/engine/call.hpp"
 #include "heed/engine/decode.hpp"
 #include "heed/engine/forward.hpp"
 #include "heed/engine/reference/backward.hpp"
 #include "heed/engine/reference/forward.hpp"
 #include "heed/policy/dropout.hpp"
-#include "heed/policy/mask/range.hpp"
 #include "heed/policy/modifier/chain.hpp"
 #include "heed/policy/options.hpp"
 #include "heed/policy/problem.hpp"
-#include "heed/policy/score/distance.hpp"
-#include "heed/policy/score/dot_product.hpp"
 
 namespace heed {
 namespace detail {
@@ -91,7 +92,7 @@ View<Element, 4> spread(const View<Element, Rank>& x) {
 /// with what `others(check)` hands to check(view, name).
 template <class Bound, class Others>
 void check_trained(const char* function, const Bound& bound, const Others& others) {
-  if constexpr (Trained<Bound>) {
+  if constexpr (trained<Bound>) {
     const auto& parameters = bound.parameters();
     if (bound.gradient.shape != parameters.shape) {
       fail(function, "the gradient of ", bound.parameter_name, " has shape ", bound.gradient.shape,
@@ -108,14 +109,18 @@ void check_trained(const char* function, const Bound& bound, const Others& other
 /// One call of attention: its tensors as rank 4, checked, with score, mask and dropout made for it.
 template <class Q, class K, class V>
 struct Call {
-  using Accumulate = Accumulator<ScalarOf<Q>>;
+  using Number = Accumulator<ScalarOf<Q>>;
   static constexpr std::size_t rank = rank_of<Q>;
-  Inputs<ScalarOf<Q>, ScalarOf<K>, ScalarOf<V>> in;
+  View<const ScalarOf<Q>, 4> query;
+  TensorRows<ScalarOf<K>> keys;
+  TensorRows<ScalarOf<V>> values;
   std::array<Index, rank> query_shape;
   Problem problem;
 
   Call(const char* function, const Q& q, const K& k, const V& v)
-      : in{rank4(q), rank4(k), rank4(v)},
+      : query(rank4(q)),
+        keys{rank4(k)},
+        values{rank4(v)},
         query_shape(view(q).shape),
         problem(check_shapes(function, view(q).shape, view(k).shape, view(v).shape)) {}
 
@@ -130,20 +135,61 @@ struct Call {
     return shape;
   }
   auto make_output() const { return make_result<ScalarOf<Q>, Q>(output_shape()); }
+  auto make_weights() const { return make_result<ScalarOf<Q>, Q>(weights_shape()); }
   auto make_log_sum_exp() const {
     std::array<Index, rank - 1> shape;
     std::copy_n(query_shape.begin(), rank - 1, shape.begin());
-    return make_result<Accumulate, Q>(shape);
+    return make_result<Number, Q>(shape);
   }
 
-  /// Binds the policies, which is where they are checked, then calls body(score, mask, dropout).
-  template <class S, class M, class Body>
-  void with_policies(const S& score, const M& mask, const AttentionOptions& options, double unit,
-                     const Body& body) const {
-    const auto bound_score = bind_score<Accumulate>(score, problem, unit);
-    const auto bound_mask = mask.bind(problem);
-    const Dropout dropout(problem.function, options.dropout, options.seed);
-    body(bound_score, bound_mask, dropout);
+  /// check(view, name) for everything that is read beside the policies.
+  void for_each_input(const auto& check) const {
+    check(query, "query");
+    check(keys.tensor, "key");
+    check(values.tensor, "value");
+  }
+
+  /// The forward pass on the engine that suits. `make` gives the ForwardOutput, once all is
+  /// checked.
+  template <class S, class M, class Make>
+  void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
+    using Unit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
+    bind<Unit>(score, mask, options, make, [&](const auto& call) {
+      run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
+    });
+  }
+
+  /// The forward pass by the definition, which gives weights as well.
+  template <class S, class M, class Make>
+  void run_reference(const S& score, const M& mask, const AttentionOptions& options,
+                     const Make& make) const {
+    bind<NaturalUnit>(score, mask, options, make, [&](const auto& call) {
+      run_first_that_suits<Reference>(call, options.pool);
+    });
+  }
+
+  /// The gradients. `make` gives the BackwardOutput, once all is checked; `pass` what of it is
+  /// read.
+  template <class Pass, class S, class M, class Make>
+  void run_backward(const Pass& pass, const S& score, const M& mask,
+                    const AttentionOptions& options, const Make& make) const {
+    bind<NaturalUnit>(score, mask, options, make, [&](const auto& call) {
+      const auto others = [&](const auto& check) {
+        for_each_input(check);
+        check(pass.output, "pass.output");
+        check(pass.grad_output, "grad_output");
+        check(call.output.query, "gradients.query");
+        check(call.output.key, "gradients.key");
+        check(call.output.value, "gradients.value");
+      };
+      check_trained(problem.function, call.score.similarity, others);
+      std::apply(
+          [&](const auto&... modifier) {
+            (check_trained(problem.function, modifier, others), ...);
+          },
+          call.score.modifiers);
+      run_first_that_suits<Backward, ReferenceBackward>(call, options.pool);
+    });
   }
 
   /// Refuses a pass that does not fit the inputs, and a gradient of the output that does not.
@@ -164,56 +210,29 @@ struct Call {
     require("grad_output", grad_output.shape, output_shape(), "");
   }
 
-  /// `make` gives where the gradients go, once all is checked.
-  template <class Pass, class S, class M, class Make>
-  void run_backward(const Pass& pass, const S& score, const M& mask,
-                    const AttentionOptions& options, const Make& make) const {
-    with_policies(
-        score, mask, options, 1.0,
-        [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
-          const auto inputs = [&](const auto& check) {
-            check(in.query, "query");
-            check(in.key, "key");
-            check(in.value, "value");
-            check(pass.output, "pass.output");
-            check(pass.grad_output, "grad_output");
-          };
-          check_trained(problem.function, bound_score.similarity, inputs);
-          std::apply(
-              [&](const auto&... modifier) {
-                (check_trained(problem.function, modifier, inputs), ...);
-              },
-              bound_score.modifiers);
-          const auto gradients = make(inputs);
-          const BackwardCall backward{problem,    in,      pass,     bound_score,
-                                      bound_mask, dropout, gradients};
-          using Engine =
-              std::conditional_t<Laned<Accumulate>, Backward<Accumulate, decltype(backward)>,
-                                 MaterialisedBackward<Accumulate, decltype(backward)>>;
-          Engine(backward).run(options.pool);
-        });
-  }
-
-  /// `make` gives where to write, (output, log-sum-exp) as rank 4 and 3, once all is checked.
-  template <class S, class M, class Make>
-  void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
-    constexpr bool fused = Laned<Accumulate>;
-    with_policies(score, mask, options, fused ? log2_e : 1.0,
-                  [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
-                    const auto [out, log_sum_exp] = make();
-                    if constexpr (fused) {
-                      if constexpr (FeaturesAlike<decltype(bound_score.similarity)>) {
-                        const Decode few(problem, in, bound_score, bound_mask, dropout, out,
-                                         log_sum_exp);
-                        if (few.suits()) return few.run(options.pool);
-                      }
-                      Forward(problem, in, bound_score, bound_mask, dropout, out, log_sum_exp)
-                          .run(options.pool);
-                    } else {
-                      materialised(problem, in, bound_score, bound_mask, dropout, options.pool, out,
-                                   View<Accumulate, 4>{}, log_sum_exp);
-                    }
-                  });
+ private:
+  /// Binds the policies, which is where they are checked, makes the output, then calls
+  /// body(BoundCall).
+  template <class Unit, class S, class M, class Make, class Body>
+  void bind(const S& score, const M& mask, const AttentionOptions& options, const Make& make,
+            const Body& body) const {
+    const auto definition = bind_score<Number, NaturalUnit>(score, problem);
+    const auto bound_mask = bind_mask(mask, problem);
+    const Dropout dropout(problem.function, options.dropout, options.seed);
+    const auto with = [&](const auto& bound_score) {
+      const auto output = make();
+      body(BoundCall<
+           ScalarOf<Q>, TensorRows<ScalarOf<K>>, TensorRows<ScalarOf<V>>,
+           std::remove_cvref_t<decltype(bound_score)>, std::remove_const_t<decltype(definition)>,
+           std::remove_const_t<decltype(bound_mask)>, std::remove_const_t<decltype(output)>>{
+          problem, query, keys, values, bound_score, definition, bound_mask, dropout, output});
+    };
+    using InUnit = decltype(bind_score<Number, Unit>(score, problem));
+    if constexpr (std::is_same_v<InUnit, std::remove_const_t<decltype(definition)>>) {
+      with(definition);
+    } else {
+      with(bind_score<Number, Unit>(score, problem));
+    }
   }
 };
 

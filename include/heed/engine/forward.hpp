@@ -3,14 +3,17 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <type_traits>
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/engine/call.hpp"
+#include "heed/engine/reference/forward.hpp"
 #include "heed/engine/tile/mask.hpp"
 #include "heed/engine/tile/modify.hpp"
+#include "heed/engine/tile/rows.hpp"
 #include "heed/engine/tile/score.hpp"
 #include "heed/engine/tile/score_additive.hpp"
 #include "heed/kernel/online_softmax.hpp"
@@ -18,19 +21,9 @@
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
-#include "heed/policy/problem.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {
-
-/// Rows of one head as the engine reads them.
-template <class Accumulator>
-struct Copy {
-  Accumulator* data;
-  const void* source = nullptr;  // of which head, where all of it is there
-
-  Copy(Accumulator* d) : data(d) {}
-};
 
 /// Attention of every query to its keys, fused: no more than a tile of scores exists at a time.
 ///
@@ -41,31 +34,32 @@ struct Copy {
 ///       output = faded output + weights x values   register tiles
 ///
 /// Lanes hold queries, so that softmax needs no sum across lanes and keys and values are read where
-/// they lie, one broadcast number at a time.
-template <class Accumulator, class In, class Score, class BoundMask, class Out, class DropoutPolicy>
+/// they lie, one broadcast number at a time. A query whose result is not finite is computed again
+/// by the definition: scores in binary units and sums of values before the division may overflow
+/// where the result does not.
+template <class Call>
 class Forward {
-  using L = Lanes<Accumulator>;
-  static constexpr Index widest = Panels<Accumulator>::widest * L::size;
-  // Modifiers want the score itself; otherwise the similarity gives it in binary units.
-  using Units = std::conditional_t<Score::modified, NaturalUnits, BinaryUnits>;
+  using Number = typename Call::Number;
+  using L = Lanes<Number>;
+  using Score = typename Call::Score;
+  using Mask = typename Call::Mask;
+  using Unit = typename Score::Unit;
+  static constexpr Index widest = Panels<Number>::widest * L::size;
 
  public:
-  Forward(const Problem& problem, const In& in, const Score& score, const BoundMask& mask,
-          const DropoutPolicy& dropout, const View<Out, 4>& out,
-          const View<Accumulator, 3>& log_sum_exp)
-      : problem_(problem),
-        in_(in),
-        score_(score),
-        mask_(mask),
-        dropout_(dropout),
-        out_(out),
-        log_sum_exp_(log_sum_exp),
-        panels_(problem.queries, panel_width(problem.queries)),
-        key_in_place_(readable_in_place<Accumulator>(in.key, panels_.count)),
-        value_in_place_(readable_in_place<Accumulator>(in.value, panels_.count)),
-        tile_keys_(std::min(tile_keys(), problem.keys)),
-        copied_at_once_(problem.keys * (problem.key_dim + problem.value_dim) <= copied_numbers
-                            ? problem.keys
+  static constexpr bool possible =
+      Laned<Number> && score_traits<typename Score::Similarity>.vectorised;
+  static bool suits(const Call& call) { return !call.output.weights.data; }
+
+  explicit Forward(const Call& call)
+      : call_(call),
+        problem_(call.problem),
+        panels_(problem_.queries, panel_width(problem_.queries)),
+        key_rows_(call.keys, problem_.keys, panels_.count),
+        value_rows_(call.values, problem_.keys, panels_.count),
+        tile_keys_(std::min(tile_keys(), problem_.keys)),
+        copied_at_once_(problem_.keys * (problem_.key_dim + problem_.value_dim) <= copied_numbers
+                            ? problem_.keys
                             : tile_keys_) {}
 
   void run(Eigen::ThreadPoolInterface* pool) const {
@@ -86,7 +80,7 @@ class Forward {
   /// A panel computes what any of its queries sees. Where few queries see different keys, as under
   /// a causal mask, narrower panels save more of that than their lower register tiles cost.
   static Index panel_width(Index queries) {
-    return HidesNothing<BoundMask> || queries > narrow_queries ? 3 : 2;
+    return mask_traits<Mask>.hides_nothing || queries > narrow_queries ? 3 : 2;
   }
   static constexpr Index narrow_queries = 256;
 
@@ -94,7 +88,7 @@ class Forward {
   /// and the output panel (192 for 64 features, 24 float lanes and 32 KiB), within 64 .. 256 and a
   /// whole number of register tiles.
   Index tile_keys() const {
-    const Index lane_bytes = widest * static_cast<Index>(sizeof(Accumulator));
+    const Index lane_bytes = widest * static_cast<Index>(sizeof(Number));
     const Index panels = (problem_.key_dim + problem_.value_dim) * lane_bytes;
     const Index cache = static_cast<Index>(Eigen::l1CacheSize());
     const Index keys = (cache - panels) * 15 / 16 / lane_bytes;
@@ -105,46 +99,48 @@ class Forward {
   /// than this (4 MiB of floats), so that all panels share the copy, and else tile by tile.
   static constexpr Index copied_numbers = Index(1) << 20;
 
-  /// What a thread works in, from its scratch: for 64 features and float lanes of 8 about 140 KiB,
-  /// whatever the number of queries and keys, and the copies.
-  struct Workspace {
-    using Panel = Scorer<Accumulator, typename Score::Similarity>;
-
-    explicit Workspace(const Forward& f)
-        : scratch(
-              Panel::bytes(f.problem_.query_dim, f.problem_.key_dim, widest, f.copied_at_once_) +
-              Scratch::bytes<Accumulator>(f.problem_.value_dim * widest) +
-              2 * Scratch::bytes<Accumulator>(f.tile_keys_ * widest) +
-              Scratch::bytes<Accumulator>(f.tile_keys_ * f.problem_.value_dim) +
-              Scratch::bytes<Accumulator>(f.copied_keys() * f.problem_.key_dim) +
-              Scratch::bytes<Accumulator>(f.copied_values() * f.problem_.value_dim)),
-          scorer(f.score_.similarity, f.problem_.query_dim, f.problem_.key_dim, widest,
-                 f.copied_at_once_, scratch),
-          output(scratch.take<Accumulator>(f.problem_.value_dim * widest)),
-          scores(scratch.take<Accumulator>(f.tile_keys_ * widest)),
-          pairs(scratch.take<Accumulator>(f.tile_keys_ * widest)),
-          safe_values(scratch.take<Accumulator>(f.tile_keys_ * f.problem_.value_dim)),
-          keys(scratch.take<Accumulator>(f.copied_keys() * f.problem_.key_dim)),
-          values(scratch.take<Accumulator>(f.copied_values() * f.problem_.value_dim)) {}
-    Scratch scratch;
-    Panel scorer;
-    Accumulator *output, *scores, *pairs, *safe_values;
-    Copy<Accumulator> keys, values;
+  /// A copy of rows, and of which head it is, where it is of a whole one.
+  struct Copy {
+    Number* data = nullptr;
+    Index head = -1;
   };
-  Index copied_keys() const { return key_in_place_ ? 0 : copied_at_once_; }
-  Index copied_values() const { return value_in_place_ ? 0 : copied_at_once_; }
+
+  /// What a thread works in: for 64 features and float lanes of 8 about 140 KiB, whatever the
+  /// number of queries and keys, and the copies.
+  struct Workspace {
+    explicit Workspace(const Forward& f)
+        : scorer(f.call_.score.similarity, f.problem_.query_dim, f.problem_.key_dim, widest,
+                 f.copied_at_once_),
+          scratch([&](Layout& layout) {
+            const Index width = f.problem_.value_dim;
+            scorer.lay(layout);
+            output = layout.take<Number>(width * widest);
+            scores = layout.take<Number>(f.tile_keys_ * widest);
+            pairs = layout.take<Number>(f.tile_keys_ * widest);
+            safe_values = layout.take<Number>(f.tile_keys_ * width);
+            keys.data = layout.take<Number>(
+                f.key_rows_.in_place() ? 0 : f.copied_at_once_ * f.problem_.key_dim);
+            values.data =
+                layout.take<Number>(f.value_rows_.in_place() ? 0 : f.copied_at_once_ * width);
+          }) {
+      scorer.start();
+    }
+    Scorer<Number, typename Score::Similarity> scorer;
+    Number *output, *scores, *pairs, *safe_values;
+    Copy keys, values;
+    Scratch scratch;
+  };
 
   /// Rows first .. first + count-1 of a head, in place or in the copy.
-  template <class Scalar>
-  Rows<Accumulator> rows(const Slab<const Scalar>& head, Index first, Index count, Index width,
-                         bool in_place, Copy<Accumulator>& copy) const {
-    if (in_place) return rows_of<Accumulator>(head, first, count, width, true, nullptr);
-    if (copied_at_once_ < problem_.keys) {
-      return rows_of(head, first, count, width, false, copy.data);
+  Rows<Number> rows(const auto& source, Index batch, Index head, Index first, Index count,
+                    Index width, Copy& copy) const {
+    if (source.in_place() || copied_at_once_ < problem_.keys) {
+      return source.get(batch, head, first, count, copy.data);
     }
-    if (copy.source != head.data) {
-      rows_of(head, 0, problem_.keys, width, false, copy.data);
-      copy.source = head.data;
+    const Index number = batch * problem_.kv_heads + head;
+    if (copy.head != number) {
+      source.get(batch, head, 0, problem_.keys, copy.data);
+      copy.head = number;
     }
     return {copy.data + first * width, width};
   }
@@ -154,42 +150,44 @@ class Forward {
     constexpr Index lanes = Vectors * L::size;
     const Index count = std::min(lanes, problem_.queries - first);
     const Index kv_head = head / (problem_.heads / problem_.kv_heads);
-    const auto key = slab(in_.key, batch, kv_head);
-    const auto value = slab(in_.value, batch, kv_head);
 
-    space.scorer.template pack<Vectors>(slab(in_.query, batch, head), first, count);
+    space.scorer.template pack<Vectors>(slab(call_.query, batch, head), first, count);
     bool started = false;
-    OnlineSoftmax<Accumulator, Vectors, Units> softmax;
-    PanelMask<BoundMask, Accumulator, Vectors> mask(mask_, batch, head, first, count,
-                                                    problem_.keys);
+    OnlineSoftmax<Number, Vectors, Unit> softmax;
+    PanelMask<Mask, Number, Vectors> mask(call_.mask, batch, head, first, count, problem_.keys);
 
     for (Index k = mask.begin(); k < mask.end(); k += tile_keys_) {
       const Index keys = std::min(tile_keys_, mask.end() - k);
       const Coverage coverage = mask.tile(k, keys, space.pairs);
       if (coverage == Coverage::empty) continue;
 
-      alignas(64) Accumulator largest[lanes];
-      const ScoreTile<Accumulator, Vectors> tile{space.scores, batch, head, first, count, k, keys};
-      const auto key_rows = rows(key, k, keys, problem_.key_dim, key_in_place_, space.keys);
-      space.scorer.take_keys(key_rows, key.data, k, keys, problem_.keys);
-      score_tile(space, tile, key_rows, coverage, mask, largest);
+      alignas(64) Number largest[lanes];
+      const ScoreTile<Number, Vectors> tile{.scores = space.scores,
+                                            .batch = batch,
+                                            .head = head,
+                                            .query = first,
+                                            .queries = count,
+                                            .key = k,
+                                            .keys = keys};
+      const auto key = rows(key_rows_, batch, kv_head, k, keys, problem_.key_dim, space.keys);
+      space.scorer.take_keys(key, batch * problem_.kv_heads + kv_head, k, keys, problem_.keys);
+      score_tile(space, tile, key, coverage, mask, largest);
       softmax.absorb(space.scores, keys, largest);
-      if (dropout_.active()) drop(tile);
-      add_values<Vectors>(space, tile, value, coverage, mask,
+      if (call_.dropout.active()) drop(tile);
+      add_values<Vectors>(space, tile, kv_head, coverage, mask,
                           started ? softmax.correction : nullptr);
       started = true;
     }
-    if (!started)
-      std::fill(space.output, space.output + problem_.value_dim * lanes, Accumulator(0));
+    if (!started) std::fill(space.output, space.output + problem_.value_dim * lanes, Number(0));
     finish<Vectors>(space, softmax, batch, head, first, count);
   }
 
   /// Scores of a tile, hidden ones -infinity, and the largest of each lane. The largest of keys
   /// that every query sees falls out of the register tiles; only the edges are gone through again.
   template <int Vectors>
-  void score_tile(Workspace& space, const ScoreTile<Accumulator, Vectors>& tile,
-                  const Rows<Accumulator>& rows, Coverage coverage, const auto& mask,
-                  Accumulator* largest) const {
+  void score_tile(Workspace& space, const ScoreTile<Number, Vectors>& tile,
+                  const Rows<Number>& rows, Coverage coverage, const auto& mask,
+                  Number* largest) const {
     constexpr Index lanes = Vectors * L::size, step = tile_rows<Vectors>;
     Index clear_begin = 0, clear_end = tile.keys;
     if (coverage == Coverage::partial) {
@@ -197,57 +195,61 @@ class Forward {
       clear_end = std::max(clear_begin, mask.clear_end() / step * step);
       if (clear_begin >= clear_end) clear_begin = clear_end = 0;
     }
-    const auto score = [&](Index first, Index last, Accumulator* most) {
+    const auto score = [&](Index first, Index last, Number* most) {
       if (first < last) space.scorer.template score<Vectors>(rows, first, last, tile.scores, most);
     };
-    alignas(64) Accumulator unused[lanes] = {};
-    std::fill(largest, largest + lanes, -std::numeric_limits<Accumulator>::infinity());
+    alignas(64) Number unused[lanes] = {};
+    std::fill(largest, largest + lanes, -std::numeric_limits<Number>::infinity());
     const auto hide = [&mask](Index j, int v, L s) __attribute__((always_inline)) {
-      return select(mask.visible(j, v), s, L(-std::numeric_limits<Accumulator>::infinity()));
+      return select(mask.visible(j, v), s, L(-std::numeric_limits<Number>::infinity()));
     };
     if constexpr (Score::modified) {
       score(0, tile.keys, unused);
       std::apply(
           [&](const auto&... modifier) {
-            if constexpr ((RunsOnLanes<decltype(modifier), L> && ...)) {
+            if constexpr (Score::modified_on_lanes) {
               // All in one go through the tile, with the mask and the maximum.
               const auto modify = [&](Index j, int v, L s) __attribute__((always_inline)) {
                 const L query = L::counting(tile.query + v * L::size);
-                ((s = modifier.lanes(s, tile.batch, tile.head, query, tile.key + j)), ...);
+                ((s = modified<Number>(modifier, s, tile.batch, tile.head, query, tile.key + j)),
+                 ...);
                 return s;
               };
               const auto both = [&](Index j, int v, L s) { return hide(j, v, modify(j, v, s)); };
-              settle(tile, clear_begin, clear_end, largest, modify);
-              settle(tile, 0, clear_begin, largest, both);
-              settle(tile, clear_end, tile.keys, largest, both);
+              transform_scores(tile, clear_begin, clear_end, largest, modify);
+              transform_scores(tile, 0, clear_begin, largest, both);
+              transform_scores(tile, clear_end, tile.keys, largest, both);
             } else {
               (apply_modifier(tile, modifier), ...);
-              settle(tile, clear_begin, clear_end, largest, [](Index, int, L s) { return s; });
-              settle(tile, 0, clear_begin, largest, hide);
-              settle(tile, clear_end, tile.keys, largest, hide);
+              transform_scores(tile, clear_begin, clear_end, largest,
+                               [](Index, int, L s) { return s; });
+              transform_scores(tile, 0, clear_begin, largest, hide);
+              transform_scores(tile, clear_end, tile.keys, largest, hide);
             }
           },
-          score_.modifiers);
+          call_.score.modifiers);
     } else {
       score(clear_begin, clear_end, largest);
       score(0, clear_begin, unused);
       score(clear_end, tile.keys, unused);
-      settle(tile, 0, clear_begin, largest, hide);
-      settle(tile, clear_end, tile.keys, largest, hide);
+      transform_scores(tile, 0, clear_begin, largest, hide);
+      transform_scores(tile, clear_end, tile.keys, largest, hide);
     }
   }
 
-  /// Replaces scores by what `last_word` makes of them, and raises `largest` to it.
+  /// Replaces scores of keys first .. last-1 by transform(key, vector, score), and raises `largest`
+  /// to what it gives.
   template <int Vectors>
-  EIGEN_DONT_INLINE static void settle(const ScoreTile<Accumulator, Vectors>& tile, Index first,
-                                       Index last, Accumulator* largest, const auto& last_word) {
+  EIGEN_DONT_INLINE static void transform_scores(const ScoreTile<Number, Vectors>& tile,
+                                                 Index first, Index last, Number* largest,
+                                                 const auto& transform) {
     L most[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
     for (Index j = first; j < last; ++j) {
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
-        const L score = last_word(j, v, L::load(tile.at(j, v)));
+        const L score = transform(j, v, L::load(tile.at(j, v)));
         score.store(tile.at(j, v));
         most[v] = max(most[v], score);
       }
@@ -257,11 +259,11 @@ class Forward {
   }
 
   template <int Vectors>
-  EIGEN_DONT_INLINE void drop(const ScoreTile<Accumulator, Vectors>& tile) const {
+  EIGEN_DONT_INLINE void drop(const ScoreTile<Number, Vectors>& tile) const {
     for (Index lane = 0; lane < tile.queries; ++lane) {
-      const auto row = dropout_.row(tile.batch, tile.head, tile.query + lane);
+      const auto row = call_.dropout.row(tile.batch, tile.head, tile.query + lane);
       for (Index j = 0; j < tile.keys; ++j) {
-        if (!dropout_.keeps(row, tile.key + j)) tile.scores[j * tile.lanes + lane] = 0;
+        if (!call_.dropout.keeps(row, tile.key + j)) tile.scores[j * tile.lanes + lane] = 0;
       }
     }
   }
@@ -270,10 +272,11 @@ class Forward {
   /// is NaN: rows of values that are hidden from some query and not finite are taken out of the
   /// product and added to the queries that see them.
   template <int Vectors>
-  void add_values(Workspace& space, const ScoreTile<Accumulator, Vectors>& tile, const auto& value,
-                  Coverage coverage, const auto& mask, const Accumulator* correction) const {
+  void add_values(Workspace& space, const ScoreTile<Number, Vectors>& tile, Index kv_head,
+                  Coverage coverage, const auto& mask, const Number* correction) const {
     const Index width = problem_.value_dim;
-    auto read = rows(value, tile.key, tile.keys, width, value_in_place_, space.values);
+    const auto read =
+        rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
     bool unsafe = false;
     if (coverage == Coverage::partial) {
       for (Index j = 0; j < tile.keys && !unsafe; ++j) {
@@ -281,56 +284,83 @@ class Forward {
         if (j < tile.keys) unsafe = !all_finite(read[j], width);
       }
     }
-    if (unsafe) {
-      for (Index j = 0; j < tile.keys; ++j) {
-        const bool keep = all_finite(read[j], width);
-        for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
-      }
-      read = {space.safe_values, width};
+    if (!unsafe) {
+      return add_product<Vectors>(space.scores, read, tile.keys, width, correction, space.output);
     }
-    add_product<Vectors>(space.scores, read, tile.keys, width, correction, space.output);
-    if (!unsafe) return;
     for (Index j = 0; j < tile.keys; ++j) {
-      const auto row = [&](Index c) { return static_cast<Accumulator>(value(tile.key + j, c)); };
-      bool finite = true;
-      for (Index c = 0; c < width; ++c) finite = finite && std::isfinite(row(c));
-      if (finite) continue;
+      const bool keep = all_finite(read[j], width);
+      for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
+    }
+    add_product<Vectors>(space.scores, Rows<Number>{space.safe_values, width}, tile.keys, width,
+                         correction, space.output);
+    for (Index j = 0; j < tile.keys; ++j) {
+      if (all_finite(read[j], width)) continue;
       for (Index lane = 0; lane < tile.lanes; ++lane) {
         const bool edge = j < mask.clear_begin() || j >= mask.clear_end();
         if (edge && !mask.visible_to(j, lane)) continue;
-        const Accumulator weight = tile.scores[j * tile.lanes + lane];
-        for (Index c = 0; c < width; ++c) space.output[c * tile.lanes + lane] += weight * row(c);
+        const Number weight = tile.scores[j * tile.lanes + lane];
+        for (Index c = 0; c < width; ++c) {
+          space.output[c * tile.lanes + lane] += weight * read[j][c];
+        }
       }
     }
   }
 
   template <int Vectors>
-  void finish(Workspace& space, const OnlineSoftmax<Accumulator, Vectors, Units>& softmax,
-              Index batch, Index head, Index first, Index count) const {
+  void finish(Workspace& space, const OnlineSoftmax<Number, Vectors, Unit>& softmax, Index batch,
+              Index head, Index first, Index count) const {
     constexpr Index lanes = Vectors * L::size;
-    alignas(64) Accumulator factor[lanes];
+    alignas(64) Number factor[lanes];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
-      softmax.normaliser(v, static_cast<Accumulator>(dropout_.scale())).store(factor + v * L::size);
+      softmax.normaliser(v, static_cast<Number>(call_.dropout.scale())).store(factor + v * L::size);
     }
-    unpack_lanes(space.output, factor, lanes, count, problem_.value_dim, slab(out_, batch, head),
-                 first);
-    if (!log_sum_exp_.data) return;
-    alignas(64) Accumulator row[lanes];
+    unpack_lanes(space.output, factor, lanes, count, problem_.value_dim,
+                 slab(call_.output.output, batch, head), first);
+    const auto& log_sum_exp = call_.output.log_sum_exp;
+    if (log_sum_exp.data) {
+      alignas(64) Number row[lanes];
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
-    for (Index lane = 0; lane < count; ++lane) log_sum_exp_(batch, head, first + lane) = row[lane];
+      for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
+      for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];
+    }
+    if (!finite<Vectors>(space.output, factor)) {
+      define(space.output, factor, lanes, batch, head, first, count);
+    }
   }
 
+  /// Whether sums of a panel and their factors are neither infinite nor NaN.
+  template <int Vectors>
+  bool finite(const Number* sums, const Number* factor) const {
+    L zero[4] = {0, 0, 0, 0};
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) zero[v] = L::load(factor + v * L::size) * L(0);
+    const Index numbers = problem_.value_dim * Vectors * L::size;
+    Index at = 0;
+    for (; at + 4 * L::size <= numbers; at += 4 * L::size) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) zero[i] = fma(L::load(sums + at + i * L::size), L(0), zero[i]);
+    }
+    for (; at < numbers; at += L::size) zero[0] = fma(L::load(sums + at), L(0), zero[0]);
+    return sum_of_lanes((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
+  }
+
+  /// Those queries of a panel once more, by the definition.
+  EIGEN_DONT_INLINE void define(const Number* sums, const Number* factor, Index lanes, Index batch,
+                                Index head, Index first, Index count) const {
+    ReferenceRow<Call> row(call_);
+    for (Index lane = 0; lane < count; ++lane) {
+      Number zero = factor[lane] * 0;
+      for (Index c = 0; c < problem_.value_dim; ++c) zero += sums[c * lanes + lane] * 0;
+      if (!(zero == 0)) row.attend(batch, head, first + lane);
+    }
+  }
+
+  const Call& call_;
   const Problem& problem_;
-  const In& in_;
-  const Score& score_;
-  const BoundMask& mask_;
-  const DropoutPolicy& dropout_;
-  const View<Out, 4>& out_;
-  const View<Accumulator, 3>& log_sum_exp_;  // of nothing where it is not wanted
-  Panels<Accumulator> panels_;
-  bool key_in_place_, value_in_place_;
+  Panels<Number> panels_;
+  SourceRows<Number, typename Call::Keys> key_rows_;
+  SourceRows<Number, typename Call::Values> value_rows_;
   Index tile_keys_, copied_at_once_;
 };
 

@@ -101,22 +101,19 @@ struct MultiHeadAttention {
     using Weights =
         decltype(detail::make_result<Scalar, Q>(std::declval<std::array<Index, rank + 1>>()));
     WeightedAttention<decltype(pass.output), Weights> result;
-    call.with_policies(
-        scaled_dot_product(), mask, options, 1.0,
-        [&](const auto& score, const auto& bound_mask, const auto& dropout) {
-          std::array<Index, rank + 1> shape;
-          const auto full = call.weights_shape();
-          std::copy(full.end() - static_cast<std::ptrdiff_t>(rank + 1), full.end(), shape.begin());
-          result.weights = detail::make_result<Scalar, Q>(shape);
-          auto weights = detail::rank4(result.weights);
-          if constexpr (rank == 2) {  // (heads, queries, keys)
-            std::swap(weights.shape[0], weights.shape[1]);
-            std::swap(weights.strides[0], weights.strides[1]);
-          }
-          detail::materialised(call.problem, call.in, score, bound_mask, dropout, options.pool,
-                               split_heads(pass.context, config_.num_heads), weights,
-                               View<detail::Accumulator<Scalar>, 3>{});
-        });
+    call.run_reference(scaled_dot_product(), mask, options, [&] {
+      std::array<Index, rank + 1> shape;
+      const auto full = call.weights_shape();
+      std::copy(full.end() - static_cast<std::ptrdiff_t>(rank + 1), full.end(), shape.begin());
+      result.weights = detail::make_result<Scalar, Q>(shape);
+      auto weights = detail::rank4(result.weights);
+      if constexpr (rank == 2) {  // (heads, queries, keys)
+        std::swap(weights.shape[0], weights.shape[1]);
+        std::swap(weights.strides[0], weights.strides[1]);
+      }
+      return detail::ForwardOutput<Scalar, detail::Accumulator<Scalar>>{
+          split_heads(pass.context, config_.num_heads), {}, weights};
+    });
     project_output(pass, view(q), options);
     result.output = std::move(pass.output);
     return result;
@@ -129,7 +126,8 @@ struct MultiHeadAttention {
     auto pass = project(q, k, v, mask, options);
     const auto call = make_call(pass);
     call.run(scaled_dot_product(), mask, options, [&] {
-      return std::pair(split_heads(pass.context, config_.num_heads), view(pass.log_sum_exp));
+      return detail::ForwardOutput<Scalar, detail::Accumulator<Scalar>>{
+          split_heads(pass.context, config_.num_heads), view(pass.log_sum_exp), {}};
     });
     project_output(pass, view(q), options);
     return pass;

@@ -10,6 +10,9 @@
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
 #include "heed/engine/dispatch.hpp"
+#include "heed/policy/mask/range.hpp"
+#include "heed/policy/options.hpp"
+#include "heed/policy/score/dot_product.hpp"
 
 namespace heed {
 
@@ -36,7 +39,7 @@ auto attend(const char* function, const Q& q, const K& k, const V& v, const S& s
   decltype(call.make_output()) output;
   call.run(score, mask, options, [&] {
     output = call.make_output();
-    return std::pair(rank4(output), View<typename Call<Q, K, V>::Accumulate, 3>{});
+    return ForwardOutput<ScalarOf<Q>, typename Call<Q, K, V>::Number>{rank4(output), {}, {}};
   });
   return output;
 }
@@ -61,11 +64,12 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
                  call.output_shape());
   }
   const auto wide = detail::expand<4, 2>(target);
-  detail::check_not_aliased("attention_into", wide, call.in.query, "query");
-  detail::check_not_aliased("attention_into", wide, call.in.key, "key");
-  detail::check_not_aliased("attention_into", wide, call.in.value, "value");
-  using Accumulate = typename detail::Call<Q, K, V>::Accumulate;
-  call.run(score, mask, options, [&] { return std::pair(wide, View<Accumulate, 3>{}); });
+  call.for_each_input([&](const auto& input, const char* name) {
+    detail::check_not_aliased("attention_into", wide, input, name);
+  });
+  using Number = typename detail::Call<Q, K, V>::Number;
+  call.run(score, mask, options,
+           [&] { return detail::ForwardOutput<Element, Number>{wide, {}, {}}; });
 }
 
 /// softmax over keys of score(query_i, key_j) where mask allows (i, j), times value.
@@ -76,7 +80,7 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
 /// Rank 2 is (seq, dim), rank 3 (batch, seq, dim), rank 4 (batch, heads, seq, dim); the key heads
 /// divide the query heads, and query head h reads key head h / (heads / kv_heads). float and double
 /// run on the fused engine, as do half and bfloat16, with float sums; any other number type on the
-/// materialised one. A query that no key is allowed to gets 0; what a mask hides never matters.
+/// reference engine. A query that no key is allowed to gets 0; what a mask hides never matters.
 /// Throws std::invalid_argument for shapes, lengths or options that do not fit, before any work.
 /// (Vaswani et al., "Attention is all you need", 2017; the fused loop follows Dao et al.,
 /// "FlashAttention", 2022.)
@@ -97,31 +101,31 @@ auto attention_forward(const Q& q, const K& k, const V& v, const S& score = scal
   call.run(score, mask, options, [&] {
     pass.output = call.make_output();
     pass.log_sum_exp = call.make_log_sum_exp();
-    return std::pair(detail::rank4(pass.output),
-                     detail::expand<3, 1>(detail::result_view(pass.log_sum_exp)));
+    using Number = typename detail::Call<Q, K, V>::Number;
+    return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{
+        detail::rank4(pass.output),
+        detail::expand<3, 1>(detail::result_view(pass.log_sum_exp)),
+        {}};
   });
   return pass;
 }
 
-/// Attention with the weights of every pair, (..., queries, keys), by the materialised engine.
+/// Attention with the weights of every pair, (..., queries, keys), by the reference engine.
 /// -> {output, weights}
 template <class Q, class K, class V, class S = DotProduct, class M = NoMask>
 auto attention_with_weights(const Q& q, const K& k, const V& v,
                             const S& score = scaled_dot_product(), const M& mask = no_mask(),
                             const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
-  using Scalar = detail::ScalarOf<Q>;
   const detail::Call<Q, K, V> call("attention_with_weights", q, k, v);
-  using Accumulate = typename detail::Call<Q, K, V>::Accumulate;
-  WeightedAttention<decltype(call.make_output()), decltype(call.make_output())> result;
-  call.with_policies(score, mask, options, 1.0,
-                     [&](const auto& bound_score, const auto& bound_mask, const auto& dropout) {
-                       result.output = call.make_output();
-                       result.weights = detail::make_result<Scalar, Q>(call.weights_shape());
-                       detail::materialised(call.problem, call.in, bound_score, bound_mask, dropout,
-                                            options.pool, detail::rank4(result.output),
-                                            detail::rank4(result.weights), View<Accumulate, 3>{});
-                     });
+  WeightedAttention<decltype(call.make_output()), decltype(call.make_weights())> result;
+  call.run_reference(score, mask, options, [&] {
+    result.output = call.make_output();
+    result.weights = call.make_weights();
+    using Number = typename detail::Call<Q, K, V>::Number;
+    return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{
+        detail::rank4(result.output), {}, detail::rank4(result.weights)};
+  });
   return result;
 }
 

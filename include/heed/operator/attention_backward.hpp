@@ -9,6 +9,9 @@
 #include "heed/engine/call.hpp"
 #include "heed/engine/dispatch.hpp"
 #include "heed/operator/attention.hpp"
+#include "heed/policy/mask/range.hpp"
+#include "heed/policy/options.hpp"
+#include "heed/policy/score/dot_product.hpp"
 
 namespace heed {
 
@@ -23,7 +26,22 @@ AttentionGradients(Query, Key, Value) -> AttentionGradients<Query, Key, Value>;
 
 namespace detail {
 
-/// The pass and the gradient of its output as the engines take them; both checked.
+/// What a backward pass reads beside the inputs, as (batch, heads, queries[, value_dim]).
+template <class Output, class LogSumExp, class GradOutput>
+struct PassViews {
+  View<const Output, 4> output;
+  View<const LogSumExp, 3> log_sum_exp;
+  View<const GradOutput, 4> grad_output;
+
+  template <class Query, class Key, class Value>
+  auto with(const View<Query, 4>& query, const View<Key, 4>& key,
+            const View<Value, 4>& value) const {
+    return BackwardOutput<Output, LogSumExp, GradOutput, Query, Key, Value>{
+        output, log_sum_exp, grad_output, query, key, value};
+  }
+};
+
+/// The pass and the gradient of its output, checked.
 template <class Call, class Pass, class G>
 auto pass_views(const Call& call, const Pass& pass, const G& grad_output) {
   static_assert(
@@ -72,21 +90,21 @@ void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, cons
   const auto dq = target(gradients.query, q, "query");
   const auto dk = target(gradients.key, k, "key");
   const auto dv = target(gradients.value, v, "value");
-  call.run_backward(views, score, mask, options, [&](const auto& inputs) {
-    const auto check = [&](const auto& out, const char* name) {
-      inputs([&](const auto& x, const char* x_name) {
-        detail::check_not_aliased(function, out, x, x_name, name);
-      });
+  const auto check = [&](const auto& out, const char* name) {
+    const auto against = [&](const auto& x, const char* x_name) {
+      detail::check_not_aliased(function, out, x, x_name, name);
     };
-    check(dq, "gradients.query");
-    check(dk, "gradients.key");
-    check(dv, "gradients.value");
-    detail::check_not_aliased(function, dq, dk, "gradients.key", "gradients.query");
-    detail::check_not_aliased(function, dq, dv, "gradients.value", "gradients.query");
-    detail::check_not_aliased(function, dk, dv, "gradients.value", "gradients.key");
-    return detail::GradientViews<typename decltype(dq)::Scalar, typename decltype(dk)::Scalar,
-                                 typename decltype(dv)::Scalar>{dq, dk, dv};
-  });
+    call.for_each_input(against);
+    against(views.output, "pass.output");
+    against(views.grad_output, "grad_output");
+  };
+  check(dq, "gradients.query");
+  check(dk, "gradients.key");
+  check(dv, "gradients.value");
+  detail::check_not_aliased(function, dq, dk, "gradients.key", "gradients.query");
+  detail::check_not_aliased(function, dq, dv, "gradients.value", "gradients.query");
+  detail::check_not_aliased(function, dk, dv, "gradients.value", "gradients.key");
+  call.run_backward(views, score, mask, options, [&] { return views.with(dq, dk, dv); });
 }
 
 /// The gradients of a number that depends on attention's output, given its gradient by the output:
@@ -114,11 +132,10 @@ auto attention_backward(const Q& q, const K& k, const V& v, const Pass& pass, co
     return detail::make_result<detail::ScalarOf<T>, T>(view(x).shape);
   };
   AttentionGradients<decltype(like(q)), decltype(like(k)), decltype(like(v))> gradients;
-  call.run_backward(views, score, mask, options, [&](const auto&) {
+  call.run_backward(views, score, mask, options, [&] {
     gradients = {like(q), like(k), like(v)};
-    return detail::GradientViews<detail::ScalarOf<Q>, detail::ScalarOf<K>, detail::ScalarOf<V>>{
-        detail::rank4(gradients.query), detail::rank4(gradients.key),
-        detail::rank4(gradients.value)};
+    return views.with(detail::rank4(gradients.query), detail::rank4(gradients.key),
+                      detail::rank4(gradients.value));
   });
   return gradients;
 }

@@ -23,7 +23,7 @@ auto softmax_under(const char* function, const T& scores, const M& mask) {
   const View<const Scalar, 4> from = rank4(scores);
   const Problem problem{
       function, from.shape[0], from.shape[1], from.shape[1], from.shape[2], from.shape[3], 0, 0, 0};
-  const auto bound = mask.bind(problem);
+  const auto bound = bind_mask(mask, problem);
   auto result = make_result<Scalar, T>(view(scores).shape);
   const auto to = rank4(result);
   const bool contiguous = from.strides[3] == 1 && to.strides[3] == 1;
@@ -44,11 +44,7 @@ auto softmax_under(const char* function, const T& scores, const M& mask) {
     }
     // The visible scores side by side, then back to their places.
     const auto for_each_key = [&](const auto& body) {
-      for (int k = 0; k < keys.count; ++k) {
-        for (Index j = keys[k].begin; j < keys[k].end; ++j) {
-          if (keys.exact || bound.allows(b, h, i, j)) body(j);
-        }
-      }
+      for_each_visible(bound, keys, b, h, i, 0, problem.keys, body);
     };
     Accumulate* row = buffer.data();
     Index count = 0;
@@ -76,7 +72,7 @@ auto softmax(const T& scores) {
 /// mask does not fit the scores.
 template <class T, class M>
 auto masked_softmax(const T& scores, const M& mask) {
-  if constexpr (detail::Mask<M>) {
+  if constexpr (Mask<M>) {
     return detail::softmax_under("masked_softmax", scores, mask);
   } else {
     return detail::softmax_under("masked_softmax", scores, valid_lens(mask));

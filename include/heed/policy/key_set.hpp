@@ -5,9 +5,9 @@
 #include <cstddef>
 #include <Eigen/Core>
 
-#include "heed/core/error.hpp"
+#include "heed/core/view.hpp"
 
-namespace heed::detail {
+namespace heed {
 
 /// Keys begin .. end-1.
 struct KeyRange {
@@ -79,4 +79,34 @@ KeySet<A + 1> complement(const KeySet<A>& a, Index keys) {
   return result;
 }
 
-}  // namespace heed::detail
+/// body(first, last) for the runs of keys, within from .. to-1, that query i sees: `row` is what
+/// the bound mask gives for the query. This is the one walk over visible keys.
+template <class BoundMask, class Set, class Body>
+EIGEN_ALWAYS_INLINE void for_each_visible_run(const BoundMask& mask, const Set& row, Index b,
+                                              Index h, Index i, Index from, Index to,
+                                              const Body& body) {
+  for (int n = 0; n < row.count; ++n) {
+    Index begin = std::max(row[n].begin, from);
+    const Index end = std::min(row[n].end, to);
+    if (row.exact) {
+      if (begin < end) body(begin, end);
+      continue;
+    }
+    for (Index j = begin; j <= end; ++j) {
+      if (j < end && mask.allows(b, h, i, j)) continue;
+      if (begin < j) body(begin, j);
+      begin = j + 1;
+    }
+  }
+}
+
+/// body(key) for every one of them.
+template <class BoundMask, class Set, class Body>
+EIGEN_ALWAYS_INLINE void for_each_visible(const BoundMask& mask, const Set& row, Index b, Index h,
+                                          Index i, Index from, Index to, const Body& body) {
+  for_each_visible_run(mask, row, b, h, i, from, to, [&body](Index first, Index last) {
+    for (Index j = first; j < last; ++j) body(j);
+  });
+}
+
+}  // namespace heed

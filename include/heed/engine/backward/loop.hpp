@@ -12,6 +12,7 @@
 #include "heed/engine/backward/tile.hpp"
 #include "heed/engine/call.hpp"
 #include "heed/engine/tile/mask.hpp"
+#include "heed/engine/tile/rows.hpp"
 #include "heed/engine/tile/score_gradient.hpp"
 #include "heed/kernel/outer_product.hpp"
 #include "heed/kernel/pack.hpp"
@@ -36,34 +37,39 @@ namespace heed::detail {
 ///         dV += P x dO, dK += dS x queries        lanes over features, sums over the block
 ///
 /// What a key head's gradients are added up from, and in which order, depends on the shapes alone.
-/// See MaterialisedBackward for the mathematics.
-template <class Accumulator, class Call>
+/// See ReferenceBackward for the mathematics.
+template <class Call>
 class Backward {
-  using L = Lanes<Accumulator>;
-  using Block = QueryBlock<Accumulator, Call>;
-  using Tile = TileGradients<Accumulator, Call>;
+  using Number = typename Call::Number;
+  using L = Lanes<Number>;
+  using Block = QueryBlock<Call>;
+  using Tile = TileGradients<Call>;
   using Score = typename Call::Score;
   using Similarity = typename Score::Similarity;
   using KeyPanels = typename Block::KeyPanels;
   using ValuePanels = typename Block::ValuePanels;
   static constexpr bool product = Block::product;
-  static constexpr bool flat = requires(const Similarity& s) { s.flat; };
-  static constexpr bool trains_features = Trained<Similarity> && ByFeature<Similarity>;
+  static constexpr bool flat = score_traits<Similarity>.derivative == Derivative::zero;
+  static constexpr bool by_feature = score_traits<Similarity>.parameters == Parameters::per_feature;
+  static constexpr bool trains_features = trained<Similarity> && by_feature;
   static constexpr Index block_lanes = Block::lanes;
 
  public:
+  static constexpr bool possible = Laned<Number> && score_traits<Similarity>.vectorised;
+  static bool suits(const Call&) { return true; }
+
   explicit Backward(const Call& call)
       : p_(call.problem),
         call_(call),
         parameters_(call.problem, call.score),
-        shared_(parameters_.shared_by_bias()),
-        key_in_place_(readable_in_place<Accumulator>(call.in.key)),
-        value_in_place_(readable_in_place<Accumulator>(call.in.value)),
+        shared_(parameters_.shared_axes()),
+        key_rows_(call.keys, p_.keys),
+        value_rows_(call.values, p_.keys),
         group_(p_.kv_heads == 0 ? 0 : p_.heads / p_.kv_heads),
         vectors_((p_.queries + L::size - 1) / L::size),
         blocks_((vectors_ + Block::vectors - 1) / Block::vectors),
-        key_width_(padded<Accumulator>(p_.key_dim)),
-        value_width_(padded<Accumulator>(p_.value_dim)),
+        key_width_(padded<Number>(p_.key_dim)),
+        value_width_(padded<Number>(p_.value_dim)),
         tile_keys_(std::min(tile_keys(), p_.keys)) {
     const Index heads = (shared_.batch ? 1 : p_.batch) * (shared_.head ? 1 : p_.kv_heads);
     // An even number, so that two pieces of work are equal; a piece has four blocks or more, or is
@@ -81,11 +87,12 @@ class Backward {
     const Index rounds = (shared_.batch ? p_.batch : 1) * (shared_.head ? p_.kv_heads : 1);
     const Index heads = p_.batch * p_.kv_heads / std::max<Index>(rounds, 1);
     const Index all = p_.batch * p_.kv_heads * chunks_, partial = key_value_numbers();
-    Scratch scratch(Scratch::bytes<Accumulator>(all * parameters_.count()) +
-                    Scratch::bytes<Accumulator>(chunks_ > 1 ? heads * chunks_ * partial : 0));
-    Accumulator* parameters = scratch.take<Accumulator>(all * parameters_.count());
-    Accumulator* partials = scratch.take<Accumulator>(chunks_ > 1 ? heads * chunks_ * partial : 0);
-    std::fill(parameters, parameters + all * parameters_.count(), Accumulator(0));
+    Number *parameters = nullptr, *partials = nullptr;
+    const Scratch scratch([&](Layout& layout) {
+      parameters = layout.take<Number>(all * parameters_.count());
+      partials = layout.take<Number>(chunks_ > 1 ? heads * chunks_ * partial : 0);
+    });
+    std::fill(parameters, parameters + all * parameters_.count(), Number(0));
     for (Index round = 0; round < rounds; ++round) {
       const auto place = [&](Index head) -> std::pair<Index, Index> {
         if (shared_.batch && shared_.head) return {round / p_.kv_heads, round % p_.kv_heads};
@@ -125,7 +132,7 @@ class Backward {
   /// Keys of a tile: as many as leave keys and values in an eighth of the second-level cache (60
   /// for 128 features and 512 KiB), within 24 .. 96 and a whole number of register tiles.
   Index tile_keys() const {
-    const Index row = (key_width_ + value_width_) * static_cast<Index>(sizeof(Accumulator));
+    const Index row = (key_width_ + value_width_) * static_cast<Index>(sizeof(Number));
     const Index keys = static_cast<Index>(Eigen::l2CacheSize()) / 8 / std::max<Index>(row, 1);
     return std::clamp<Index>(keys, 24, 96) / 12 * 12;
   }
@@ -137,49 +144,40 @@ class Backward {
   /// of one key head's keys and values.
   struct Workspace {
     explicit Workspace(const Backward& b)
-        : scratch(bytes(b)),
-          block(b.call_, b.tile_keys_, scratch),
-          tile(b.call_, b.parameters_, b.tile_keys_, scratch) {
-      for_each_buffer(b, [this](auto buffer, Index count) {
-        this->*buffer = scratch.take<Accumulator>(count);
-      });
+        : block(b.call_, b.tile_keys_),
+          tile(b.call_, b.parameters_, b.tile_keys_),
+          scratch([&](Layout& layout) {
+            const Index keys = b.tile_keys_, pairs = keys * block_lanes;
+            block.lay(layout);
+            tile.lay(layout);
+            weights = layout.take<Number>(pairs);
+            d_scores = layout.take<Number>(pairs);
+            mask_pairs = layout.take<Number>(HidesNothing<typename Call::Mask> ? 0 : pairs);
+            key_copy = layout.take<Number>(b.key_rows_.in_place() ? 0 : keys * b.p_.key_dim);
+            value_copy = layout.take<Number>(b.value_rows_.in_place() ? 0 : keys * b.p_.value_dim);
+            key = layout.take<Number>(product ? 0 : b.key_width_ * keys);
+            key_exp = layout.take<Number>(Block::tanh ? b.key_width_ * keys : 0);
+            parameter = layout.take<Number>(product ? 0 : b.key_width_);
+            unused_parameter = layout.take<Number>(product ? 0 : b.key_width_);
+            sums = layout.take<Number>(b.chunks_ > 1 ? 0 : b.key_value_numbers());
+          }) {
+      block.start();
       if constexpr (!product) {
-        std::fill(parameter, parameter + b.key_width_, Accumulator(0));
-        if constexpr (ByFeature<Similarity>) {
-          const auto& similarity = b.call_.score.similarity;
-          for (Index c = 0; c < b.p_.key_dim; ++c) parameter[c] = similarity.parameter(c);
+        std::fill(parameter, parameter + b.key_width_, Number(0));
+        std::fill(unused_parameter, unused_parameter + b.key_width_, Number(0));
+        for (Index c = 0; c < b.p_.key_dim; ++c) {
+          parameter[c] = feature_parameter<Number>(b.call_.score.similarity, c);
         }
       }
     }
 
-    /// Every buffer with the numbers it needs.
-    static void for_each_buffer(const Backward& b, const auto& body) {
-      const Index keys = b.tile_keys_, pairs = keys * block_lanes;
-      body(&Workspace::weights, pairs);
-      body(&Workspace::slopes, pairs);
-      body(&Workspace::mask_pairs, HidesNothing<typename Call::Mask> ? 0 : pairs);
-      body(&Workspace::key_copy, b.key_in_place_ ? 0 : keys * b.p_.key_dim);
-      body(&Workspace::value_copy, b.value_in_place_ ? 0 : keys * b.p_.value_dim);
-      body(&Workspace::key, product ? 0 : b.key_width_ * keys);
-      body(&Workspace::key_exp, Block::tanh ? b.key_width_ * keys : 0);
-      body(&Workspace::parameter, product ? 0 : b.key_width_);
-      body(&Workspace::unused_parameter, product ? 0 : b.key_width_);
-      body(&Workspace::sums, b.chunks_ > 1 ? 0 : b.key_value_numbers());
-    }
-    static std::size_t bytes(const Backward& b) {
-      std::size_t total = Block::bytes(b.p_, b.tile_keys_) + Tile::bytes(b.call_, b.tile_keys_);
-      for_each_buffer(b,
-                      [&total](auto, Index count) { total += Scratch::bytes<Accumulator>(count); });
-      return total;
-    }
-
-    Scratch scratch;
     Block block;
     Tile tile;
-    Accumulator *weights, *slopes, *mask_pairs;  // of a block and a tile
-    Accumulator *key_copy, *value_copy, *key, *key_exp, *parameter, *unused_parameter, *sums;
-    Accumulator *d_key, *d_value, *parameters;  // of the piece of work
-    bool fresh = false;                         // whether nothing has been added to d_key yet
+    Number *weights, *d_scores, *mask_pairs;  // of a block and a tile
+    Number *key_copy, *value_copy, *key, *key_exp, *parameter, *unused_parameter, *sums;
+    Number *d_key, *d_value, *parameters;  // of the piece of work
+    bool fresh = false;                    // whether nothing has been added to d_key yet
+    Scratch scratch;
   };
 
   /// One piece of work: all queries of a key head, or a run of their blocks.
@@ -209,8 +207,6 @@ class Backward {
                   Index end) const {
     Block& block = space.block;
     block.open(batch, head, first, end);
-    const auto key = slab(call_.in.key, batch, kv_head);
-    const auto value = slab(call_.in.value, batch, kv_head);
     Index from = p_.keys, to = 0;
     for (Index n = 0; n < block.panel_count; ++n) {
       from = std::min(from, block.masks[n]->begin());
@@ -221,13 +217,12 @@ class Backward {
       if (from < to) clear_sums(space, to, p_.keys - to);
     }
     for (Index k = from; k < to; k += tile_keys_) {
-      tile_back(space, key, value, k, std::min(tile_keys_, to - k));
+      tile_back(space, batch, kv_head, k, std::min(tile_keys_, to - k));
     }
     block.close(space.parameters);
   }
 
-  void tile_back(Workspace& space, const auto& key, const auto& value, Index first,
-                 Index keys) const {
+  void tile_back(Workspace& space, Index batch, Index kv_head, Index first, Index keys) const {
     Block& block = space.block;
     bool seen = false, partial = block.dead;
     for (Index n = 0; n < block.panel_count; ++n) {
@@ -243,16 +238,14 @@ class Backward {
       if (space.fresh) clear_sums(space, first, keys);
       return;
     }
-    const auto k =
-        rows_of<Accumulator>(key, first, keys, p_.key_dim, key_in_place_, space.key_copy);
-    const auto v =
-        rows_of<Accumulator>(value, first, keys, p_.value_dim, value_in_place_, space.value_copy);
+    const auto k = key_rows_.get(batch, kv_head, first, keys, space.key_copy);
+    const auto v = value_rows_.get(batch, kv_head, first, keys, space.value_copy);
     // Hidden pairs have a gradient of 0, but 0 times NaN or infinity is NaN.
     const bool by_pairs = partial && !(all_finite(k, keys, p_.key_dim) && block.finite());
     for (Index n = 0; n < block.panel_count; ++n) {
       const QueryPanel& panel = block.panels[n];
       if (panel.keys == 0) continue;
-      block.key_scorer(n).take_keys(k, key.data, first, panel.keys, p_.keys);
+      block.key_scorer(n).take_keys(k, batch * p_.kv_heads + kv_head, first, panel.keys, p_.keys);
       with_vectors(panel.lanes / L::size, [&]<int Vectors>() {
         panel_back<Vectors>(space, n, k, v, first, keys, by_pairs);
       });
@@ -266,32 +259,33 @@ class Backward {
     add_outer(block.panels, block.panel_count, space.weights, tile_keys_, keys, block.d_output,
               block_lanes, p_.value_dim, space.d_value, p_.keys, first, space.fresh);
     if constexpr (product) {
-      add_outer(block.panels, block.panel_count, space.slopes, tile_keys_, keys, block.query,
+      add_outer(block.panels, block.panel_count, space.d_scores, tile_keys_, keys, block.query,
                 block_lanes, p_.key_dim, space.d_key, p_.keys, first, space.fresh);
     } else {
       if (space.fresh) {
         clear_features<KeyPanels>(space.d_key, p_.keys, p_.key_dim, first, keys);
       }
       if constexpr (flat) return;
-      pack_features<KeyPanels>(Slab<const Accumulator>{k.data, k.stride, 1}, 0, keys, p_.key_dim,
+      pack_features<KeyPanels>(Slab<const Number>{k.data, k.stride, 1}, 0, keys, p_.key_dim,
                                tile_keys_, space.key);
-      SlopeTile<Accumulator> tile{block.panels,
-                                  block.panel_count,
-                                  space.slopes,
-                                  tile_keys_,
-                                  keys,
-                                  p_.key_dim,
-                                  block.query,
-                                  space.key,
-                                  block_lanes,
-                                  tile_keys_,
-                                  space.parameter,
-                                  block.d_query,
-                                  space.d_key + first * L::size,
-                                  trains_features ? space.parameters : space.unused_parameter,
-                                  p_.keys};
+      ScoreGradientTile<Number> tile{
+          .panels = block.panels,
+          .panel_count = block.panel_count,
+          .gradients = space.d_scores,
+          .gradient_capacity = tile_keys_,
+          .keys = keys,
+          .dim = p_.key_dim,
+          .query = block.query,
+          .key = space.key,
+          .query_capacity = block_lanes,
+          .key_capacity = tile_keys_,
+          .parameter = space.parameter,
+          .d_query = block.d_query,
+          .d_key = space.d_key + first * L::size,
+          .d_parameter = trains_features ? space.parameters : space.unused_parameter,
+          .d_key_capacity = p_.keys};
       if constexpr (Block::tanh) {
-        if (block.tame &&
+        if (block.exp_in_range &&
             double_exponentials(space.key, tile_keys_, keys, p_.key_dim, space.key_exp)) {
           tile.query = block.query_exp;
           tile.key = space.key_exp;
@@ -304,39 +298,43 @@ class Backward {
 
   /// P and dS of a panel and a tile, and, where the similarity is a product, dQ.
   template <int Vectors>
-  EIGEN_DONT_INLINE void panel_back(Workspace& space, Index n, const Rows<Accumulator>& key,
-                                    const Rows<Accumulator>& value, Index first, Index keys,
+  EIGEN_DONT_INLINE void panel_back(Workspace& space, Index n, const Rows<Number>& key,
+                                    const Rows<Number>& value, Index first, Index keys,
                                     bool by_pairs) const {
     constexpr Index lanes = Vectors * L::size;
     Block& block = space.block;
     const QueryPanel& panel = block.panels[n];
-    Accumulator* weights = space.weights + panel.first * tile_keys_;
-    Accumulator* slopes = space.slopes + panel.first * tile_keys_;
-    alignas(64) Accumulator largest[lanes] = {};  // not looked at
+    Number* weights = space.weights + panel.first * tile_keys_;
+    Number* d_scores = space.d_scores + panel.first * tile_keys_;
+    alignas(64) Number largest[lanes] = {};  // not looked at
     block.key_scorer(n).template score<Vectors>(key, 0, panel.keys, weights, largest);
-    block.value_scorer(n).template score<Vectors>(value, 0, panel.keys, slopes, largest);
+    block.value_scorer(n).template score<Vectors>(value, 0, panel.keys, d_scores, largest);
 
-    const ScoreTile<Accumulator, Vectors> tile{
-        weights,     block.batch, block.head, block.first + panel.first,
-        panel.count, first,       panel.keys};
-    ScoreTile<Accumulator, Vectors> gradients = tile;
-    gradients.scores = slopes;
+    const ScoreTile<Number, Vectors> tile{.scores = weights,
+                                          .batch = block.batch,
+                                          .head = block.head,
+                                          .query = block.first + panel.first,
+                                          .queries = panel.count,
+                                          .key = first,
+                                          .keys = panel.keys};
+    ScoreTile<Number, Vectors> gradients = tile;
+    gradients.scores = d_scores;
     space.tile.run(block, n, tile, gradients, key, space.parameters);
     // Keys that the panel sees none of, but others do.
-    std::fill(weights + panel.keys * lanes, weights + keys * lanes, Accumulator(0));
-    std::fill(slopes + panel.keys * lanes, slopes + keys * lanes, Accumulator(0));
+    std::fill(weights + panel.keys * lanes, weights + keys * lanes, Number(0));
+    std::fill(d_scores + panel.keys * lanes, d_scores + keys * lanes, Number(0));
     if constexpr (product) {
       if (by_pairs) return;
-      alignas(64) Accumulator ones[lanes];
-      std::fill(ones, ones + lanes, Accumulator(1));
-      add_product<Vectors>(slopes, key, panel.keys, p_.key_dim,
+      alignas(64) Number ones[lanes];
+      std::fill(ones, ones + lanes, Number(1));
+      add_product<Vectors>(d_scores, key, panel.keys, p_.key_dim,
                            std::exchange(block.started[n], true) ? ones : nullptr,
                            block.d_query + panel.first * p_.key_dim);
     }
   }
 
   /// The products of a tile pair by pair, over pairs that are seen only.
-  EIGEN_DONT_INLINE void add_pairs(Workspace& space, const Rows<Accumulator>& key, Index first,
+  EIGEN_DONT_INLINE void add_pairs(Workspace& space, const Rows<Number>& key, Index first,
                                    Index keys) const {
     const Block& block = space.block;
     for (Index n = 0; n < block.panel_count; ++n) {
@@ -348,53 +346,53 @@ class Backward {
           if (block.alive[panel.first + lane] == 0 || !(clear || mask.visible_to(j, lane)))
             continue;
           const Index at = panel.first * tile_keys_ + j * panel.lanes + lane;
-          add_pair(space, panel, lane, key[j], first + j, space.weights[at], space.slopes[at]);
+          add_pair(space, panel, lane, key[j], first + j, space.weights[at], space.d_scores[at]);
         }
       }
     }
   }
 
-  void add_pair(Workspace& space, const QueryPanel& panel, Index lane, const Accumulator* key,
-                Index j, Accumulator weight, Accumulator slope) const {
+  void add_pair(Workspace& space, const QueryPanel& panel, Index lane, const Number* key, Index j,
+                Number weight, Number d_score) const {
     const Block& block = space.block;
     const Index i = panel.first + lane;
     for (Index c = 0; c < p_.value_dim; ++c) {
-      space.d_value[feature_offset<ValuePanels, Accumulator>(p_.value_dim, p_.keys, j, c)] +=
+      space.d_value[feature_offset<ValuePanels, Number>(p_.value_dim, p_.keys, j, c)] +=
           weight * block.d_output[block.value_offset(i, c)];
     }
     if constexpr (flat) return;
     for (Index c = 0; c < p_.key_dim; ++c) {
-      const Accumulator q = block.query[block.key_offset(i, c)];
-      Accumulator& dk =
-          space.d_key[feature_offset<KeyPanels, Accumulator>(p_.key_dim, p_.keys, j, c)];
+      const Number q = block.query[block.key_offset(i, c)];
+      Number& dk = space.d_key[feature_offset<KeyPanels, Number>(p_.key_dim, p_.keys, j, c)];
       if constexpr (product) {
-        dk += slope * q;
-        block.d_query[panel.first * p_.key_dim + c * panel.lanes + lane] += slope * key[c];
+        dk += d_score * q;
+        block.d_query[panel.first * p_.key_dim + c * panel.lanes + lane] += d_score * key[c];
       } else {
-        if (slope == 0) continue;
-        const auto slopes = call_.score.similarity.slopes(q, key[c], space.parameter[c]);
-        dk += slope * slopes.key;
-        block.d_query[block.key_offset(i, c)] += slope * slopes.query;
-        if constexpr (trains_features) space.parameters[c] += slope * slopes.parameter;
+        if (d_score == 0) continue;
+        const auto slopes =
+            term_slopes(call_.score.similarity, q, key[c], space.parameter[c], c, 1);
+        dk += d_score * slopes.key;
+        block.d_query[block.key_offset(i, c)] += d_score * slopes.query;
+        if constexpr (trains_features) space.parameters[c] += d_score * slopes.parameter;
       }
     }
   }
 
-  void write_keys(const Accumulator* from, Index batch, Index kv_head, Index first,
-                  Index count) const {
+  void write_keys(const Number* from, Index batch, Index kv_head, Index first, Index count) const {
     const Index distance = key_value_numbers();
     unpack_features<KeyPanels>(from, chunks_, distance, p_.keys, p_.key_dim,
-                               slab(call_.gradients.key, batch, kv_head), first, count, first);
+                               slab(call_.output.key, batch, kv_head), first, count, first);
     unpack_features<ValuePanels>(from + p_.keys * key_width_, chunks_, distance, p_.keys,
-                                 p_.value_dim, slab(call_.gradients.value, batch, kv_head), first,
+                                 p_.value_dim, slab(call_.output.value, batch, kv_head), first,
                                  count, first);
   }
 
   const Problem& p_;
   const Call& call_;
-  ParameterGradients<Accumulator, Score> parameters_;
-  typename ParameterGradients<Accumulator, Score>::Axes shared_;
-  bool key_in_place_, value_in_place_;
+  ParameterGradients<Number, Score> parameters_;
+  ScoreAxes shared_;
+  SourceRows<Number, typename Call::Keys> key_rows_;
+  SourceRows<Number, typename Call::Values> value_rows_;
   Index group_, vectors_, blocks_, chunks_;
   Index key_width_, value_width_;  // features rounded up to whole vectors
   Index tile_keys_;

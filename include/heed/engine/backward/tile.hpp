@@ -21,58 +21,52 @@ namespace heed::detail {
 
 /// From the sums of terms and dP of a panel of queries and a tile of keys to P and to the gradients
 /// of those sums: the rest of the score and the modifiers forth, dropout, softmax, and back.
-template <class Accumulator, class Call>
+template <class Call>
 class TileGradients {
-  using L = Lanes<Accumulator>;
+  using Number = typename Call::Number;
+  using L = Lanes<Number>;
   using Similarity = typename Call::Score::Similarity;
-  using Modifiers = decltype(Call::Score::modifiers);
-  using Block = QueryBlock<Accumulator, Call>;
+  using Modifiers = typename Call::Score::Modifiers;
+  using Block = QueryBlock<Call>;
   static constexpr std::size_t modifiers = std::tuple_size_v<Modifiers>;
   static constexpr bool product = Block::product;
-  static constexpr bool flat = requires(const Similarity& s) { s.flat; };
-  static constexpr bool trains_width =
-      Trained<Similarity> && !ByFeature<Similarity> && !Transforms<Similarity>;
+  static constexpr bool flat = score_traits<Similarity>.derivative == Derivative::zero;
+  static constexpr bool trains_shared =
+      trained<Similarity> && score_traits<Similarity>.parameters == Parameters::shared;
 
  public:
-  using Parameters = ParameterGradients<Accumulator, typename Call::Score>;
-
-  TileGradients(const Call& call, const Parameters& parameters, Index tile_keys, Scratch& scratch)
-      : call_(call),
-        parameters_(parameters),
-        pairs_(tile_keys * Block::panel_lanes),
-        sums_(scratch.take<Accumulator>(product ? 0 : pairs_)),
-        modifier_slopes_(scratch.take<Accumulator>(static_cast<Index>(modifiers) * pairs_)),
-        keeps_(scratch.take<Accumulator>(call.dropout.active() ? pairs_ : 0)) {}
-  static std::size_t bytes(const Call& call, Index tile_keys) {
-    const Index pairs = tile_keys * Block::panel_lanes;
-    return Scratch::bytes<Accumulator>(product ? 0 : pairs) +
-           Scratch::bytes<Accumulator>(static_cast<Index>(modifiers) * pairs) +
-           Scratch::bytes<Accumulator>(call.dropout.active() ? pairs : 0);
+  TileGradients(const Call& call,
+                const ParameterGradients<Number, typename Call::Score>& parameters, Index tile_keys)
+      : call_(call), parameters_(parameters), pairs_(tile_keys * Block::panel_lanes) {}
+  void lay(Layout& layout) {
+    sums_ = layout.take<Number>(product ? 0 : pairs_);
+    derivatives_ = layout.take<Number>(static_cast<Index>(modifiers) * pairs_);
+    keeps_ = layout.take<Number>(call_.dropout.active() ? pairs_ : 0);
   }
 
   /// Sums become P keep, dP the gradients of the sums. Those of parameters that scores share are
-  /// added to `trained`, those of biases to the biases' own.
+  /// added to `sums`, those of biases to the biases' own.
   template <int Vectors>
-  void run(const Block& block, Index n, const ScoreTile<Accumulator, Vectors>& tile,
-           const ScoreTile<Accumulator, Vectors>& gradients, const Rows<Accumulator>& key,
-           Accumulator* trained) const {
+  void run(const Block& block, Index n, const ScoreTile<Number, Vectors>& tile,
+           const ScoreTile<Number, Vectors>& gradients, const Rows<Number>& key,
+           Number* sums) const {
     if constexpr (!product) finish_scores(tile);
-    Accumulator* slopes = modifier_slopes_;
+    Number* derivatives = derivatives_;
     std::apply(
         [&](const auto&... modifier) {
-          ((differentiate_modifier(tile, modifier, slopes), slopes += pairs_), ...);
+          ((differentiate_modifier(tile, modifier, derivatives), derivatives += pairs_), ...);
         },
         call_.score.modifiers);
     if (call_.dropout.active()) drop(tile, gradients.scores);
     softmax_back(block, n, tile, gradients.scores, key);
-    modify_back(gradients, trained);
-    if constexpr (!product && !flat) finish_back(gradients, trained);
+    modify_back(gradients, sums);
+    if constexpr (!product && !flat) finish_back(gradients, sums);
   }
 
  private:
   /// Keeps the sums of terms and turns them into scores.
   template <int Vectors>
-  EIGEN_DONT_INLINE void finish_scores(const ScoreTile<Accumulator, Vectors>& tile) const {
+  EIGEN_DONT_INLINE void finish_scores(const ScoreTile<Number, Vectors>& tile) const {
     for (Index at = 0; at < tile.keys * tile.lanes; at += L::size) {
       const L sum = L::load(tile.scores + at);
       sum.store(sums_ + at);
@@ -81,64 +75,61 @@ class TileGradients {
   }
 
   template <int Vectors>
-  EIGEN_DONT_INLINE void finish_back(const ScoreTile<Accumulator, Vectors>& gradients,
-                                     [[maybe_unused]] Accumulator* trained) const {
-    [[maybe_unused]] L by_width(0);
+  EIGEN_DONT_INLINE void finish_back(const ScoreTile<Number, Vectors>& gradients,
+                                     [[maybe_unused]] Number* sums) const {
+    [[maybe_unused]] L by_shared(0);
     for (Index at = 0; at < gradients.keys * gradients.lanes; at += L::size) {
       const L sum = L::load(sums_ + at), g = L::load(gradients.scores + at);
       const auto hidden = g == L(0);
-      if constexpr (trains_width) {
-        by_width += select(hidden, L(0), g * call_.score.similarity.width_slope(sum));
+      if constexpr (trains_shared) {
+        by_shared += select(hidden, L(0), g * call_.score.similarity.shared_slope(sum));
       }
-      select(hidden, L(0), g * call_.score.similarity.finish_slope(sum))
+      select(hidden, L(0), g * finish_slope(call_.score.similarity, sum))
           .store(gradients.scores + at);
     }
-    if constexpr (trains_width) {
-      *trained += sum_of_lanes(by_width);
+    if constexpr (trains_shared) {
+      *sums += sum_of_lanes(by_shared);
     }
   }
 
   template <int Vectors, std::size_t m = modifiers>
-  void modify_back(const ScoreTile<Accumulator, Vectors>& gradients, Accumulator* trained) const {
+  void modify_back(const ScoreTile<Number, Vectors>& gradients, Number* sums) const {
     if constexpr (m > 0) {
-      const auto& modifier = std::get<m - 1>(call_.score.modifiers);
-      if constexpr (!requires { modifier.shifts; }) {
-        multiply_slopes(gradients, modifier_slopes_ + static_cast<Index>(m - 1) * pairs_);
-      } else if constexpr (Trained<std::remove_cvref_t<decltype(modifier)>>) {
-        if constexpr (requires { modifier.added; }) {
-          add_bias_gradient(gradients, modifier.gradient);
-        } else {
-          trained[parameters_.slope(m - 1, gradients.head)] += distance_sum(gradients);
-        }
+      using Modifier = std::tuple_element_t<m - 1, Modifiers>;
+      if constexpr (trained<Modifier>) {
+        std::get<m - 1>(call_.score.modifiers)
+            .add_gradient(gradients.pairs(), sums + parameters_.offset(m - 1));
       }
-      modify_back<Vectors, m - 1>(gradients, trained);
+      if constexpr (modifier_traits<Modifier>.effect != Effect::shifts) {
+        multiply_derivatives(gradients, derivatives_ + static_cast<Index>(m - 1) * pairs_);
+      }
+      modify_back<Vectors, m - 1>(gradients, sums);
     }
   }
 
   /// keep_ij, and dP_ij keep_ij in place of dP_ij.
   template <int Vectors>
-  EIGEN_DONT_INLINE void drop(const ScoreTile<Accumulator, Vectors>& tile,
-                              Accumulator* slopes) const {
-    const auto scale = static_cast<Accumulator>(call_.dropout.scale());
+  EIGEN_DONT_INLINE void drop(const ScoreTile<Number, Vectors>& tile, Number* d_weights) const {
+    const auto scale = static_cast<Number>(call_.dropout.scale());
     for (Index lane = 0; lane < tile.lanes; ++lane) {
       const auto row = call_.dropout.row(tile.batch, tile.head, tile.query + lane);
       for (Index j = 0; j < tile.keys; ++j) {
         const Index at = j * tile.lanes + lane;
         const bool kept = call_.dropout.keeps(row, tile.key + j);
-        keeps_[at] = kept ? scale : Accumulator(0);
-        slopes[at] = kept ? slopes[at] * scale : Accumulator(0);
+        keeps_[at] = kept ? scale : Number(0);
+        d_weights[at] = kept ? d_weights[at] * scale : Number(0);
       }
     }
   }
 
   /// Scores become P keep, dP becomes dS.
   template <int Vectors>
-  void softmax_back(const Block& block, Index n, const ScoreTile<Accumulator, Vectors>& tile,
-                    Accumulator* slopes, const Rows<Accumulator>& key) const {
+  void softmax_back(const Block& block, Index n, const ScoreTile<Number, Vectors>& tile,
+                    Number* d_scores, const Rows<Number>& key) const {
     const QueryPanel& panel = block.panels[n];
     const auto& mask = *block.masks[n];
     const auto go = [&](Index begin, Index end, const auto& seen) {
-      softmax_rows(block, panel, tile, slopes, call_.dropout.active() ? keeps_ : nullptr, begin,
+      softmax_rows(block, panel, tile, d_scores, call_.dropout.active() ? keeps_ : nullptr, begin,
                    end, seen, key, call_.problem.key_dim);
     };
     const auto visible = [&](Index j, int v, L x) __attribute__((always_inline)) {
@@ -158,10 +149,10 @@ class TileGradients {
 
   template <int Vectors>
   EIGEN_DONT_INLINE static void softmax_rows(const Block& block, const QueryPanel& panel,
-                                             const ScoreTile<Accumulator, Vectors>& tile,
-                                             Accumulator* slopes, const Accumulator* keeps,
-                                             Index begin, Index end, const auto& seen,
-                                             const Rows<Accumulator>& key, Index key_dim) {
+                                             const ScoreTile<Number, Vectors>& tile,
+                                             Number* d_scores, const Number* keeps, Index begin,
+                                             Index end, const auto& seen, const Rows<Number>& key,
+                                             Index key_dim) {
     L lse[Vectors], delta[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
@@ -172,8 +163,8 @@ class TileGradients {
         end,
         [&]<int Keys>(Index j) __attribute__((always_inline)) {
           L weight[Keys * Vectors];
-          Accumulator* score = tile.scores + j * tile.lanes;
-          Accumulator* slope = slopes + j * tile.lanes;
+          Number* score = tile.scores + j * tile.lanes;
+          Number* d_score = d_scores + j * tile.lanes;
           // The product with the keys comes next, and goes down their columns.
           for (int r = 0; r < Keys; ++r) fetch(key[j + r], key_dim);
       // The difference first: it is exact where it matters. At most 0, as log_sum_exp may be
@@ -185,19 +176,19 @@ class TileGradients {
           exp2_nonpositive(weight);
 #pragma GCC unroll 16
           for (int i = 0; i < Keys * Vectors; ++i) {
-            const L ds = weight[i] * (L::load(slope + i * L::size) - delta[i % Vectors]);
+            const L ds = weight[i] * (L::load(d_score + i * L::size) - delta[i % Vectors]);
             if (keeps) weight[i] *= L::load(keeps + j * tile.lanes + i * L::size);
             seen(j + i / Vectors, i % Vectors, weight[i]).store(score + i * L::size);
-            seen(j + i / Vectors, i % Vectors, ds).store(slope + i * L::size);
+            seen(j + i / Vectors, i % Vectors, ds).store(d_score + i * L::size);
           }
         },
         begin);
   }
 
   const Call& call_;
-  const Parameters& parameters_;
+  const ParameterGradients<Number, typename Call::Score>& parameters_;
   Index pairs_;  // of the largest tile
-  Accumulator *sums_, *modifier_slopes_, *keeps_;
+  Number *sums_ = nullptr, *derivatives_ = nullptr, *keeps_ = nullptr;
 };
 
 }  // namespace heed::detail

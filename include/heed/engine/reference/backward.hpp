@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -8,10 +10,8 @@
 #include <vector>
 
 #include "heed/core/parallel.hpp"
-#include "heed/core/scratch.hpp"
 #include "heed/engine/call.hpp"
 #include "heed/policy/contract.hpp"
-#include "heed/policy/problem.hpp"
 
 namespace heed::detail {
 
@@ -25,194 +25,214 @@ namespace heed::detail {
 ///
 /// and dS goes back through the modifiers, last first, and then through the similarity. A pair that
 /// the mask hides is not looked at; neither is a query without keys, whose gradient is 0.
-template <class Accumulator, class Call>
-class MaterialisedBackward {
+template <class Call>
+class ReferenceBackward {
+  using Number = typename Call::Number;
   using Score = typename Call::Score;
   using Similarity = typename Score::Similarity;
-  using Modifiers = decltype(Score::modifiers);
-  static constexpr bool transforms = Transforms<Similarity>;
+  using Modifiers = typename Score::Modifiers;
+  static constexpr ScoreTraits traits = score_traits<Similarity>;
 
  public:
-  explicit MaterialisedBackward(const Call& call) : problem_(call.problem), call_(call) {}
+  static constexpr bool possible = true;
+  static bool suits(const Call&) { return true; }
+
+  explicit ReferenceBackward(const Call& call) : problem_(call.problem), call_(call) {}
 
   void run(Eigen::ThreadPoolInterface* pool) const {
     // Heads may share the gradient of a parameter, which then has one writer.
-    constexpr bool shared = Trained<Similarity> || any_trained<Modifiers>;
+    constexpr bool shared = trained<Similarity> || Score::trains_modifiers;
+    const auto partials = [&](const auto&... modifier) {
+      return std::array<Row, std::tuple_size_v<Modifiers>>{partials_of(modifier)...};
+    };
+    auto sums = std::apply(partials, call_.score.modifiers);
     parallel_for(shared ? nullptr : pool, problem_.batch * problem_.kv_heads,
-                 [this](Index first, Index last) {
+                 [&](Index first, Index last) {
                    for (Index item = first; item < last; ++item) {
-                     attend_back(item / problem_.kv_heads, item % problem_.kv_heads);
+                     attend_back(item / problem_.kv_heads, item % problem_.kv_heads, sums);
                    }
                  });
+    std::size_t m = 0;
+    const auto finish = [&](const auto& modifier) {
+      if constexpr (trained<std::remove_cvref_t<decltype(modifier)>>) {
+        for (std::size_t n = 0; n < sums[m].size(); ++n) {
+          modifier.add_partial(static_cast<Index>(n), sums[m][n]);
+        }
+      }
+      ++m;
+    };
+    std::apply([&](const auto&... modifier) { (finish(modifier), ...); }, call_.score.modifiers);
   }
 
  private:
-  using Row = std::vector<Accumulator>;
+  using Row = std::vector<Number>;
   static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-  static Row zeros(Index count) { return Row(at(count), Accumulator(0.0)); }
+  static Row zeros(Index count) { return Row(at(count), Number(0.0)); }
+  template <class Element>
+  static void store(Element& to, const Number& x) {
+    to = static_cast<Element>(x);
+  }
+  using Sums = std::array<Row, std::tuple_size_v<Modifiers>>;
+
+  template <class Modifier>
+  static Row partials_of(const Modifier& modifier) {
+    if constexpr (trained<Modifier>) {
+      return zeros(modifier.partials());
+    } else {
+      return {};
+    }
+  }
 
   /// One key head and the query heads that read it.
-  void attend_back(Index b, Index kv) const {
+  void attend_back(Index b, Index kv, Sums& sums) const {
     const Index group = problem_.heads / problem_.kv_heads;
     Row d_key = zeros(problem_.keys * problem_.key_dim),
         d_value = zeros(problem_.keys * problem_.value_dim);
     for (Index h = kv * group; h < (kv + 1) * group; ++h) {
-      for (Index i = 0; i < problem_.queries; ++i) query_back(b, h, kv, i, d_key, d_value);
+      for (Index i = 0; i < problem_.queries; ++i) query_back(b, h, kv, i, d_key, d_value, sums);
     }
-    using KeyNumber = typename decltype(call_.gradients.key)::Scalar;
-    using ValueNumber = typename decltype(call_.gradients.value)::Scalar;
     for (Index j = 0; j < problem_.keys; ++j) {
       for (Index c = 0; c < problem_.key_dim; ++c) {
-        call_.gradients.key(b, kv, j, c) =
-            static_cast<KeyNumber>(d_key[at(j * problem_.key_dim + c)]);
+        store(call_.output.key(b, kv, j, c), d_key[at(j * problem_.key_dim + c)]);
       }
       for (Index c = 0; c < problem_.value_dim; ++c) {
-        call_.gradients.value(b, kv, j, c) =
-            static_cast<ValueNumber>(d_value[at(j * problem_.value_dim + c)]);
+        store(call_.output.value(b, kv, j, c), d_value[at(j * problem_.value_dim + c)]);
       }
     }
   }
 
-  void query_back(Index b, Index h, Index kv, Index i, Row& d_key, Row& d_value) const {
+  void query_back(Index b, Index h, Index kv, Index i, Row& d_key, Row& d_value, Sums& sums) const {
     using std::exp;
-    using Number = typename decltype(call_.gradients.query)::Scalar;
     const auto& similarity = call_.score.similarity;
-    const Accumulator zero(0.0), one(1.0), infinity(std::numeric_limits<double>::infinity());
-    const auto q = [&](Index c) { return static_cast<Accumulator>(call_.in.query(b, h, i, c)); };
-    const auto lse = static_cast<Accumulator>(call_.pass.log_sum_exp(b, h, i));
+    const Number zero(0.0), one(1.0), infinity(std::numeric_limits<double>::infinity());
+    const auto q = [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); };
+    const auto lse = static_cast<Number>(call_.output.log_sum_exp(b, h, i));
     if (lse == -infinity) {
       for (Index c = 0; c < problem_.query_dim; ++c) {
-        call_.gradients.query(b, h, i, c) = static_cast<Number>(zero);
+        store(call_.output.query(b, h, i, c), zero);
       }
       return;
     }
 
     Row query = zeros(problem_.key_dim), d_query = zeros(problem_.key_dim);
-    for (Index c = 0; c < problem_.key_dim; ++c) {
-      Accumulator feature = zero;
-      if constexpr (transforms) {
-        for (Index r = 0; r < problem_.query_dim; ++r) {
-          feature += q(r) * static_cast<Accumulator>(similarity.transform(r, c));
-        }
-      } else {
-        feature = q(c);
-      }
-      query[at(c)] = feature * similarity.query_factor;
-    }
+    prepare_query(similarity, problem_, q, query.data());
     const auto d_output = [&](Index c) {
-      return static_cast<Accumulator>(call_.pass.grad_output(b, h, i, c));
+      return static_cast<Number>(call_.output.grad_output(b, h, i, c));
     };
-    Accumulator delta = zero;
+    Number delta = zero;
     for (Index c = 0; c < problem_.value_dim; ++c) {
-      delta += d_output(c) * static_cast<Accumulator>(call_.pass.output(b, h, i, c));
+      delta += d_output(c) * static_cast<Number>(call_.output.output(b, h, i, c));
     }
 
     const auto counter = call_.dropout.row(b, h, i);
-    const auto keep_scale = static_cast<Accumulator>(call_.dropout.scale());
+    const auto keep_scale = static_cast<Number>(call_.dropout.scale());
     const auto keys = call_.mask.row(b, h, i);
-    for (int run = 0; run < keys.count; ++run) {
-      for (Index j = keys[run].begin; j < keys[run].end; ++j) {
-        if (!keys.exact && !call_.mask.allows(b, h, i, j)) continue;
-        const auto key = [&](Index c) {
-          return static_cast<Accumulator>(call_.in.key(b, kv, j, c));
-        };
-        Accumulator sum = zero;
-        for (Index c = 0; c < problem_.key_dim; ++c) {
-          sum = similarity.step(sum, query[at(c)], key(c), c);
-        }
-        const auto through_softmax = [&](const Accumulator& s) -> Accumulator {
-          // At most 1: log_sum_exp may be rounded to below the score of an only key.
-          const Accumulator p = s > lse ? one : Accumulator(exp(Accumulator(s - lse)));
-          if (call_.dropout.active() && !call_.dropout.keeps(counter, j)) return -(p * delta);
-          const Accumulator keep = call_.dropout.active() ? keep_scale : one;
-          const Accumulator weight = p * keep;
-          Accumulator dp = zero;
-          for (Index c = 0; c < problem_.value_dim; ++c) {
-            dp += d_output(c) * static_cast<Accumulator>(call_.in.value(b, kv, j, c));
-            d_value[at(j * problem_.value_dim + c)] += weight * d_output(c);
-          }
-          return p * (keep * dp - delta);
-        };
-        const Accumulator g =
-            through_modifiers<0>(similarity.finish(sum), b, h, i, j, through_softmax);
-        // Where the score has no influence, an infinite slope has none.
-        if (g == zero) continue;
-        through_similarity(sum, g, query, key, d_query, d_key.data() + j * problem_.key_dim);
+    // In blocks, whose length bounds the growth of rounding errors.
+    constexpr Index block = 128;
+    Row part = zeros(problem_.key_dim);
+    const auto pair_back = [&](Index j) {
+      const auto key_row = call_.keys.run(b, kv, j, 1);
+      const auto value_row = call_.values.run(b, kv, j, 1);
+      const auto key = [&](Index c) {
+        return static_cast<Number>(key_row.data[c * key_row.column_stride]);
+      };
+      Number sum = zero;
+      for (Index c = 0; c < problem_.key_dim; ++c) {
+        sum = similarity.step(sum, query[at(c)], key(c), c);
       }
+      const auto through_softmax = [&](const Number& s) -> Number {
+        // At most 1: log_sum_exp may be rounded to below the score of an only key.
+        const Number p = s > lse ? one : Number(exp(Number(s - lse)));
+        if (call_.dropout.active() && !call_.dropout.keeps(counter, j)) return -(p * delta);
+        const Number keep = call_.dropout.active() ? keep_scale : one;
+        const Number weight = p * keep;
+        Number dp = zero;
+        for (Index c = 0; c < problem_.value_dim; ++c) {
+          dp += d_output(c) * static_cast<Number>(value_row.data[c * value_row.column_stride]);
+          d_value[at(j * problem_.value_dim + c)] += weight * d_output(c);
+        }
+        return p * (keep * dp - delta);
+      };
+      const Number g =
+          through_modifiers<0>(similarity.finish(sum), b, h, i, j, sums, through_softmax);
+      // Where the score has no influence, an infinite slope has none.
+      if (g == zero) return;
+      through_similarity(sum, g, query, key, part, d_key.data() + j * problem_.key_dim);
+    };
+    for (Index first = 0; first < problem_.keys; first += block) {
+      std::fill(part.begin(), part.end(), zero);
+      for_each_visible(call_.mask, keys, b, h, i, first, std::min(first + block, problem_.keys),
+                       pair_back);
+      for (std::size_t c = 0; c < part.size(); ++c) d_query[c] += part[c];
     }
 
-    for (Accumulator& x : d_query) x = x * similarity.query_factor;
+    for (Number& x : d_query) x = x * query_factor<Number>(similarity);
     for (Index r = 0; r < problem_.query_dim; ++r) {
-      Accumulator gradient = zero;
-      if constexpr (transforms) {
+      Number gradient = zero;
+      if constexpr (transforms<Similarity>) {
         for (Index c = 0; c < problem_.key_dim; ++c) {
-          gradient += d_query[at(c)] * static_cast<Accumulator>(similarity.transform(r, c));
-          if constexpr (Trained<Similarity>) add(similarity.gradient(r, c), q(r) * d_query[at(c)]);
+          gradient += d_query[at(c)] * static_cast<Number>(similarity.transform(r, c));
+          if constexpr (trained<Similarity>) {
+            add_to(similarity.gradient(r, c), Number(q(r) * d_query[at(c)]));
+          }
         }
       } else {
         gradient = d_query[at(r)];
       }
-      call_.gradients.query(b, h, i, r) = static_cast<Number>(gradient);
+      store(call_.output.query(b, h, i, r), gradient);
     }
   }
 
   /// The gradient by the score that enters modifier m, from the one by the score that leaves the
   /// last, which `rest` gives.
   template <std::size_t m>
-  Accumulator through_modifiers(const Accumulator& s, Index b, Index h, Index i, Index j,
-                                const auto& rest) const {
+  Number through_modifiers(const Number& s, Index b, Index h, Index i, Index j, Sums& sums,
+                           const auto& rest) const {
     if constexpr (m == std::tuple_size_v<Modifiers>) {
       return rest(s);
     } else {
+      using Modifier = std::tuple_element_t<m, Modifiers>;
       const auto& modifier = std::get<m>(call_.score.modifiers);
-      if constexpr (requires { modifier.shifts; }) {
-        const Accumulator g = through_modifiers<m + 1>(modifier(s, b, h, i, j), b, h, i, j, rest);
-        if constexpr (Trained<std::remove_cvref_t<decltype(modifier)>>) {
-          if constexpr (requires { modifier.slopes; }) {
-            add(modifier.gradient(h), g * Accumulator(static_cast<double>(j - i)));
-          } else {
-            const auto gradient = broadcast_pairs(problem_, "bias", modifier.gradient);
-            add(gradient(b, h, i, j), g);
-          }
+      const auto next = [&](const Number& changed) {
+        const Number g = through_modifiers<m + 1>(changed, b, h, i, j, sums, rest);
+        if constexpr (trained<Modifier>) {
+          modifier.add_gradient(PairTile<Number>{&g, 1, b, h, i, 1, j, 1}, sums[m].data());
         }
         return g;
+      };
+      if constexpr (modifier_traits<Modifier>.effect == Effect::shifts) {
+        return next(modified<Number>(modifier, s, b, h, i, j));
       } else {
-        const auto dual = modifier.differentiate(s, b, h, i, j);
-        const Accumulator g = through_modifiers<m + 1>(dual.value, b, h, i, j, rest);
-        return g == Accumulator(0.0) ? g : Accumulator(g * dual.slopes[0]);
+        const auto dual = differentiated<Number>(modifier, s, b, h, i, j);
+        const Number g = next(dual.value);
+        return g == Number(0.0) ? g : Number(g * dual.slopes[0]);
       }
     }
   }
 
-  void through_similarity(const Accumulator& sum, Accumulator g, const Row& query, const auto& key,
-                          Row& d_query, Accumulator* d_key) const {
+  void through_similarity(const Number& sum, Number g, const Row& query, const auto& key,
+                          Row& d_query, Number* d_key) const {
     const auto& similarity = call_.score.similarity;
-    if constexpr (Similarity::one_instruction) {
+    if constexpr (is_product<Similarity>) {
       for (Index c = 0; c < problem_.key_dim; ++c) {
         d_query[at(c)] += g * key(c);
         d_key[c] += g * query[at(c)];
       }
-    } else if constexpr (!requires { similarity.flat; }) {
-      if constexpr (Trained<Similarity> && requires { similarity.width_slope(sum); }) {
-        add(similarity.gradient(0), g * similarity.width_slope(sum));
+    } else if constexpr (traits.derivative != Derivative::zero) {
+      if constexpr (trained<Similarity> && traits.parameters == Parameters::shared) {
+        add_to(similarity.gradient(0), Number(g * similarity.shared_slope(sum)));
       }
-      g = g * similarity.finish_slope(sum);
+      g = g * finish_slope(similarity, sum);
       for (Index c = 0; c < problem_.key_dim; ++c) {
-        Accumulator parameter(0.0);
-        if constexpr (requires { similarity.parameter(c); }) parameter = similarity.parameter(c);
-        const auto slopes = similarity.slopes(query[at(c)], key(c), parameter);
+        const auto slopes = term_slopes(similarity, query[at(c)], Number(key(c)),
+                                        feature_parameter<Number>(similarity, c), c, 1);
         d_query[at(c)] += g * slopes.query;
         d_key[c] += g * slopes.key;
-        if constexpr (Trained<Similarity> && requires { similarity.parameter(c); }) {
-          add(similarity.gradient(c), g * slopes.parameter);
+        if constexpr (trained<Similarity> && traits.parameters == Parameters::per_feature) {
+          add_to(similarity.gradient(c), Number(g * slopes.parameter));
         }
       }
     }
-  }
-
-  template <class Number>
-  static void add(Number& gradient, const Accumulator& x) {
-    gradient = static_cast<Number>(static_cast<Accumulator>(gradient) + x);
   }
 
   const Problem& problem_;

@@ -1,118 +1,150 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "heed/core/parallel.hpp"
-#include "heed/core/scratch.hpp"
 #include "heed/engine/call.hpp"
-#include "heed/policy/problem.hpp"
+#include "heed/policy/contract.hpp"
 
 namespace heed::detail {
 
-/// Attention row by row, as the definition reads: the scores of a query, modified and masked, their
-/// softmax, dropout, and the mean of the values under it. It defines the semantics, gives the
-/// weights, and runs for any number type that has +, -, *, /, comparisons and, found by argument
-/// lookup or in std, what its score uses of exp, log, tanh, sqrt.
-///
-/// `weights` (batch, heads, queries, keys) and `log_sum_exp` may be views of nothing.
-template <class Accumulator, class In, class Score, class BoundMask, class Out, class Weight,
-          class DropoutPolicy>
-void materialised(const Problem& problem, const In& in, const Score& score, const BoundMask& mask,
-                  const DropoutPolicy& dropout, Eigen::ThreadPoolInterface* pool,
-                  const View<Out, 4>& out, const View<Weight, 4>& weights,
-                  const View<Accumulator, 3>& log_sum_exp) {
-  using std::exp, std::log;
-  const auto& similarity = score.similarity;
-  const Accumulator zero(0.0), infinity(std::numeric_limits<double>::infinity());
+/// Attention of one query, as the definition reads: its scores, modified and masked, their softmax,
+/// dropout, and the mean of the values under it. Sums over keys are taken in blocks, whose length
+/// bounds the growth of rounding errors.
+template <class Call>
+class ReferenceRow {
+  using Number = typename Call::Number;
+  static constexpr Index block = 128;
 
-  const auto query_features = [&](Index b, Index h, Index i, std::vector<Accumulator>& features) {
-    const auto q = [&](Index c) { return static_cast<Accumulator>(in.query(b, h, i, c)); };
-    for (Index c = 0; c < problem.key_dim; ++c) {
-      Accumulator feature = zero;
-      if constexpr (requires { similarity.transform; }) {
-        for (Index r = 0; r < problem.query_dim; ++r) {
-          feature += q(r) * static_cast<Accumulator>(similarity.transform(r, c));
-        }
-      } else {
-        feature = q(c);
+ public:
+  explicit ReferenceRow(const Call& call)
+      : call_(call),
+        query_(at(call.problem.key_dim), zero),
+        row_(at(call.problem.keys), zero),
+        part_(at(call.problem.value_dim), zero),
+        sums_(at(call.problem.value_dim), zero) {}
+
+  void attend(Index b, Index h, Index i) {
+    using std::exp, std::log;
+    const Problem& problem = call_.problem;
+    const auto& score = call_.definition;
+    const Index kv = h / (problem.heads / problem.kv_heads);
+    prepare_query(
+        score.similarity, problem,
+        [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); }, query_.data());
+
+    const auto keys = call_.mask.row(b, h, i);
+    const auto for_each_key = [&](Index first, Index last, const auto& body) {
+      for_each_visible(call_.mask, keys, b, h, i, first, last,
+                       [&](Index j) { body(j, row_[at(j)]); });
+    };
+    const auto in_blocks = [&](const auto& body) {
+      for (Index first = 0; first < problem.keys; first += block) {
+        body(first, std::min(first + block, problem.keys));
       }
-      features[static_cast<std::size_t>(c)] = feature * similarity.query_factor;
+    };
+
+    Number largest = -infinity;
+    for_each_key(0, problem.keys, [&](Index j, Number& entry) {
+      const auto key = call_.keys.run(b, kv, j, 1);
+      Number sum = zero;
+      for (Index c = 0; c < problem.key_dim; ++c) {
+        sum = score.similarity.step(sum, query_[at(c)],
+                                    static_cast<Number>(key.data[c * key.column_stride]), c);
+      }
+      entry = score.similarity.finish(sum);
+      std::apply(
+          [&](const auto&... modifier) {
+            ((entry = modified<Number>(modifier, entry, b, h, i, j)), ...);
+          },
+          score.modifiers);
+      if (entry > largest) largest = entry;
+    });
+    // Where no score is above -infinity nothing is subtracted, and every weight is 0; a NaN still
+    // reaches the sum.
+    const Number shift = largest > -infinity ? largest : zero;
+    Number sum = zero;
+    in_blocks([&](Index first, Index last) {
+      Number part = zero;
+      for_each_key(first, last, [&](Index, Number& entry) {
+        entry = exp(Number(entry - shift));
+        part += entry;
+      });
+      sum += part;
+    });
+
+    const auto& to = call_.output;
+    const bool empty = sum == zero;
+    if (to.log_sum_exp.data) {
+      to.log_sum_exp(b, h, i) = empty ? Number(-infinity) : Number(shift + log(sum));
     }
-  };
-
-  parallel_for(pool, problem.batch * problem.heads * problem.queries, [&](Index first, Index last) {
-    std::vector<Accumulator> query(static_cast<std::size_t>(problem.key_dim), zero);
-    std::vector<Accumulator> row(static_cast<std::size_t>(problem.keys), zero);
-    std::vector<Accumulator> sums(static_cast<std::size_t>(problem.value_dim), zero);
-    for (Index item = first; item < last; ++item) {
-      const Index i = item % problem.queries;
-      const Index h = item / problem.queries % problem.heads;
-      const Index b = item / problem.queries / problem.heads;
-      const Index kv = h / (problem.heads / problem.kv_heads);
-      query_features(b, h, i, query);
-
-      const auto keys = mask.row(b, h, i);
-      const auto for_each_key = [&](const auto& body) {
-        for (int k = 0; k < keys.count; ++k) {
-          for (Index j = keys[k].begin; j < keys[k].end; ++j) {
-            if (keys.exact || mask.allows(b, h, i, j)) body(j, row[static_cast<std::size_t>(j)]);
-          }
-        }
-      };
-
-      Accumulator largest = -infinity;
-      for_each_key([&](Index j, Accumulator& entry) {
-        Accumulator sum = zero;
-        for (Index c = 0; c < problem.key_dim; ++c) {
-          sum = similarity.step(sum, query[static_cast<std::size_t>(c)],
-                                static_cast<Accumulator>(in.key(b, kv, j, c)), c);
-        }
-        entry = similarity.finish(sum);
-        std::apply([&](const auto&... modifier) { ((entry = modifier(entry, b, h, i, j)), ...); },
-                   score.modifiers);
-        if (entry > largest) largest = entry;
-      });
-      // Where no score is above -infinity nothing is subtracted, and every weight is 0; a NaN
-      // still reaches the sum.
-      const Accumulator shift = largest > -infinity ? largest : zero;
-      Accumulator sum = zero;
-      for_each_key([&](Index, Accumulator& entry) {
-        entry = exp(Accumulator(entry - shift));
-        sum += entry;
-      });
-
-      const bool empty = sum == zero;
-      if (log_sum_exp.data) {
-        log_sum_exp(b, h, i) = empty ? Accumulator(-infinity) : Accumulator(shift + log(sum));
-      }
-      if (weights.data) {
-        for (Index j = 0; j < problem.keys; ++j) weights(b, h, i, j) = static_cast<Weight>(zero);
-      }
-      for (Accumulator& s : sums) s = zero;
-      if (!empty) {
-        const auto counter = dropout.row(b, h, i);
-        const auto scale = static_cast<Accumulator>(dropout.scale());
-        for_each_key([&](Index j, Accumulator& entry) {
-          const Accumulator weight = entry / sum;
-          if (weights.data) weights(b, h, i, j) = static_cast<Weight>(weight);
-          const Accumulator kept = !dropout.active()           ? weight
-                                   : dropout.keeps(counter, j) ? Accumulator(weight * scale)
-                                                               : zero;
+    if (to.weights.data) {
+      for (Index j = 0; j < problem.keys; ++j) store(to.weights(b, h, i, j), zero);
+    }
+    std::fill(sums_.begin(), sums_.end(), zero);
+    if (!empty) {
+      const auto counter = call_.dropout.row(b, h, i);
+      const auto scale = static_cast<Number>(call_.dropout.scale());
+      in_blocks([&](Index first, Index last) {
+        std::fill(part_.begin(), part_.end(), zero);
+        for_each_key(first, last, [&](Index j, Number& entry) {
+          const Number weight = entry / sum;
+          if (to.weights.data) store(to.weights(b, h, i, j), weight);
+          const Number kept = !call_.dropout.active()           ? weight
+                              : call_.dropout.keeps(counter, j) ? Number(weight * scale)
+                                                                : zero;
+          const auto value = call_.values.run(b, kv, j, 1);
           for (Index c = 0; c < problem.value_dim; ++c) {
-            sums[static_cast<std::size_t>(c)] +=
-                kept * static_cast<Accumulator>(in.value(b, kv, j, c));
+            part_[at(c)] += kept * static_cast<Number>(value.data[c * value.column_stride]);
           }
         });
-      }
-      for (Index c = 0; c < problem.value_dim; ++c) {
-        out(b, h, i, c) = static_cast<Out>(sums[static_cast<std::size_t>(c)]);
-      }
+        for (Index c = 0; c < problem.value_dim; ++c) sums_[at(c)] += part_[at(c)];
+      });
     }
-  });
-}
+    for (Index c = 0; c < problem.value_dim; ++c) store(to.output(b, h, i, c), sums_[at(c)]);
+  }
+
+ private:
+  static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+  template <class Element>
+  static void store(Element& to, const Number& x) {
+    to = static_cast<Element>(x);
+  }
+
+  const Number zero = Number(0.0), infinity = Number(std::numeric_limits<double>::infinity());
+  const Call& call_;
+  std::vector<Number> query_, row_, part_, sums_;
+};
+
+/// Attention row by row. It defines the semantics, gives the weights, and runs for any number type
+/// that has +, -, *, /, comparisons and, found by argument lookup or in std, what its score uses of
+/// exp, log, tanh, sqrt.
+template <class Call>
+class Reference {
+ public:
+  static constexpr bool possible = true;
+  static bool suits(const Call&) { return true; }
+
+  explicit Reference(const Call& call) : call_(call) {}
+
+  void run(Eigen::ThreadPoolInterface* pool) const {
+    const Problem& problem = call_.problem;
+    parallel_for(pool, problem.batch * problem.heads * problem.queries,
+                 [&](Index first, Index last) {
+                   ReferenceRow<Call> row(call_);
+                   for (Index item = first; item < last; ++item) {
+                     row.attend(item / problem.queries / problem.heads,
+                                item / problem.queries % problem.heads, item % problem.queries);
+                   }
+                 });
+  }
+
+ private:
+  const Call& call_;
+};
 
 }  // namespace heed::detail

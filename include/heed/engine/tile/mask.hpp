@@ -10,15 +10,14 @@ namespace heed::detail {
 
 enum class Coverage { empty, partial, full };
 
-/// A bound mask that hides nothing.
-template <class T>
-concept HidesNothing = requires { typename T::HidesNothing; };
+template <class Mask>
+concept HidesNothing = mask_traits<Mask>.hides_nothing;
 
 /// What a mask says to the queries of one panel, and to a tile of keys at a time.
 template <class BoundMask, class Scalar, int Vectors>
 class PanelMask {
   using L = Lanes<Scalar>;
-  using Set = std::remove_cvref_t<decltype(std::declval<const BoundMask&>().row(0, 0, 0))>;
+  using Set = KeySetOf<BoundMask>;
   static constexpr Index lanes = Vectors * L::size;
 
  public:
@@ -92,22 +91,19 @@ class PanelMask {
   EIGEN_DONT_INLINE Coverage ask(Index first, Index count, Scalar* pairs) {
     std::fill(pairs, pairs + count * lanes, Scalar(0));
     Index seen = 0;
-    for (Index lane = 0; lane < lanes; ++lane) {
-      const Set& row = rows_[lane];
-      for (int k = 0; k < row.count; ++k) {
-        const Index from = std::clamp<Index>(row[k].begin - first, 0, count);
-        const Index to = std::clamp<Index>(row[k].end - first, from, count);
-        for (Index j = from; j < to; ++j) {
-          const bool allowed =
-              row.exact || (lane <= last_ ? mask_.allows(batch_, head_, first_ + lane, first + j)
-                                          : pairs[j * lanes + last_] > 0);
-          pairs[j * lanes + lane] = allowed;
-          seen += allowed;
-        }
-      }
+    for (Index lane = 0; lane <= last_; ++lane) {
+      for_each_visible(mask_, rows_[lane], batch_, head_, first_ + lane, first, first + count,
+                       [&](Index j) {
+                         pairs[(j - first) * lanes + lane] = 1;
+                         ++seen;
+                       });
+    }
+    for (Index j = 0; j < count; ++j) {
+      Scalar* const row = pairs + j * lanes;
+      std::fill(row + last_ + 1, row + lanes, row[last_]);
     }
     if (seen == 0) return Coverage::empty;
-    if (seen == count * lanes) {
+    if (seen == count * (last_ + 1)) {
       clear_begin_ = 0;
       clear_end_ = count;
       return Coverage::full;

@@ -5,6 +5,7 @@
 
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/policy/contract.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
@@ -19,6 +20,7 @@ struct ScoreTile {
   Index batch, head, query, queries, key, keys;
 
   Scalar* at(Index j, int v) const { return scores + (j * Vectors + v) * L::size; }
+  PairTile<Scalar> pairs() const { return {scores, lanes, batch, head, query, queries, key, keys}; }
 };
 
 /// Adds a tensor, read as keys x lanes in squares that are turned on the way.
@@ -71,96 +73,67 @@ EIGEN_ALWAYS_INLINE void for_each_vector(const ScoreTile<Scalar, Vectors>& tile,
   }
 }
 
-/// A modifier that runs on Lanes.
-template <class Modifier, class L>
-concept RunsOnLanes =
-    requires(const Modifier& m, L s) { m.lanes(s, Index(), Index(), s, Index()); };
+/// body(score, query, key) for every score of a tile; lanes that are no queries are as the last.
+template <class Scalar, int Vectors>
+void for_each_score(const ScoreTile<Scalar, Vectors>& tile, const auto& body) {
+  for (Index j = 0; j < tile.keys; ++j) {
+    for (Index lane = 0; lane < tile.lanes; ++lane) {
+      body(tile.scores + j * tile.lanes + lane, tile.query + std::min(lane, tile.queries - 1),
+           tile.key + j);
+    }
+  }
+}
 
-/// Applies one modifier to the tile: a tensor in squares, a function of Lanes vector by vector, any
-/// other function score by score.
+/// Applies one modifier to the tile: a tensor in squares, a function of vectors vector by vector,
+/// any other function score by score.
 template <class Scalar, int Vectors, class Modifier>
 void apply_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modifier) {
   using L = Lanes<Scalar>;
-  if constexpr (requires { modifier.added; }) {
+  if constexpr (modifier_traits<Modifier>.adds_tensor) {
     add_bias(tile, modifier.added);
-  } else if constexpr (RunsOnLanes<Modifier, L>) {
+  } else if constexpr (on_lanes<Modifier>) {
     for_each_vector(tile, [&](Scalar* at, L query, Index key) __attribute__((always_inline)) {
-      modifier.lanes(L::load(at), tile.batch, tile.head, query, key).store(at);
+      modified<Scalar>(modifier, L::load(at), tile.batch, tile.head, query, key).store(at);
     });
   } else {
-    for (Index j = 0; j < tile.keys; ++j) {
-      for (Index lane = 0; lane < tile.queries; ++lane) {
-        Scalar& s = tile.scores[j * tile.lanes + lane];
-        s = modifier(s, tile.batch, tile.head, tile.query + lane, tile.key + j);
-      }
-    }
+    for_each_score(tile, [&](Scalar* at, Index query, Index key) {
+      *at = modified<Scalar>(modifier, *at, tile.batch, tile.head, query, key);
+    });
   }
 }
 
-/// A modifier whose derivative runs on Lanes.
-template <class Modifier, class L>
-concept DifferentiatesOnLanes =
-    requires(const Modifier& m, L s) { m.differentiate(s, Index(), Index(), s, Index()); };
-
-/// Applies one modifier to the tile and leaves its derivative by the score in `slopes`, laid out as
-/// the tile. Modifiers that shift the score have the derivative 1, which is not written.
+/// Applies one modifier to the tile and leaves its derivative by the score in `derivatives`, laid
+/// out as the tile. Modifiers that shift the score have the derivative 1, which is not written.
 template <class Scalar, int Vectors, class Modifier>
 void differentiate_modifier(const ScoreTile<Scalar, Vectors>& tile, const Modifier& modifier,
-                            Scalar* slopes) {
+                            Scalar* derivatives) {
   using L = Lanes<Scalar>;
-  if constexpr (requires { modifier.shifts; }) {
+  if constexpr (modifier_traits<Modifier>.effect == Effect::shifts) {
     apply_modifier(tile, modifier);
-  } else if constexpr (DifferentiatesOnLanes<Modifier, L>) {
+  } else if constexpr (on_lanes<Modifier>) {
     for_each_vector(tile, [&](Scalar* at, L query, Index key) __attribute__((always_inline)) {
-      const auto dual = modifier.differentiate(L::load(at), tile.batch, tile.head, query, key);
+      const auto dual =
+          differentiated<Scalar>(modifier, L::load(at), tile.batch, tile.head, query, key);
       dual.value.store(at);
-      dual.slopes[0].store(slopes + (at - tile.scores));
+      dual.slopes[0].store(derivatives + (at - tile.scores));
     });
   } else {
-    for (Index j = 0; j < tile.keys; ++j) {
-      for (Index lane = 0; lane < tile.lanes; ++lane) {
-        Scalar& s = tile.scores[j * tile.lanes + lane];
-        const auto query = tile.query + std::min(lane, tile.queries - 1);
-        const auto dual = modifier.differentiate(s, tile.batch, tile.head, query, tile.key + j);
-        s = dual.value;
-        slopes[j * tile.lanes + lane] = dual.slopes[0];
-      }
-    }
+    for_each_score(tile, [&](Scalar* at, Index query, Index key) {
+      const auto dual = differentiated<Scalar>(modifier, *at, tile.batch, tile.head, query, key);
+      *at = dual.value;
+      derivatives[at - tile.scores] = dual.slopes[0];
+    });
   }
 }
 
-/// gradients *= slopes; where there is no gradient, an infinite slope leaves none.
+/// gradients *= derivatives; where there is no gradient, an infinite derivative leaves none.
 template <class Scalar, int Vectors>
-EIGEN_DONT_INLINE void multiply_slopes(const ScoreTile<Scalar, Vectors>& gradients,
-                                       const Scalar* slopes) {
+EIGEN_DONT_INLINE void multiply_derivatives(const ScoreTile<Scalar, Vectors>& gradients,
+                                            const Scalar* derivatives) {
   using L = Lanes<Scalar>;
   for (Index at = 0; at < gradients.keys * gradients.lanes; at += L::size) {
     const L g = L::load(gradients.scores + at);
-    select(g == L(0), L(0), g * L::load(slopes + at)).store(gradients.scores + at);
-  }
-}
-
-/// sum over the tile of gradient times (key - query), for alibi's slope.
-template <class Scalar, int Vectors>
-EIGEN_DONT_INLINE Scalar distance_sum(const ScoreTile<Scalar, Vectors>& gradients) {
-  using L = Lanes<Scalar>;
-  L sum(0);
-  for_each_vector(gradients, [&](const Scalar* at, L query, Index key) __attribute__((
-                                 always_inline)) { sum = fma(L::load(at), L(key) - query, sum); });
-  return sum_of_lanes(sum);
-}
-
-/// Adds the gradients of the scores to those of a tensor that was added to them.
-template <class Scalar, int Vectors, class Number>
-EIGEN_DONT_INLINE void add_bias_gradient(const ScoreTile<Scalar, Vectors>& gradients,
-                                         const View<Number, 4>& bias) {
-  const Slab<Number> to = slab(bias, gradients.batch, gradients.head);
-  for (Index lane = 0; lane < gradients.queries; ++lane) {
-    for (Index j = 0; j < gradients.keys; ++j) {
-      Number& x = to(gradients.query + lane, gradients.key + j);
-      x = static_cast<Number>(static_cast<Scalar>(x) +
-                              gradients.scores[j * gradients.lanes + lane]);
-    }
+    select(g == L(0), L(0), g * L::load(derivatives + at)).store(gradients.scores + at);
   }
 }
 

@@ -2,7 +2,6 @@
 
 #include <cstddef>
 
-#include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
@@ -14,35 +13,32 @@
 namespace heed::detail {
 
 /// Scores of one panel of queries against tiles of keys: register tiles of the similarity's steps.
-template <class Accumulator, class Similarity>
+template <class Number, class Similarity>
 class Scorer {
-  using L = Lanes<Accumulator>;
-  static constexpr bool transforms = Transforms<Similarity>;
+  using L = Lanes<Number>;
   /// A step that is more than one multiply-add holds a vector between its parts, and gets a quarter
   /// of the accumulators' registers for it.
   template <int Vectors>
   static constexpr int rows =
-      Similarity::one_instruction ? tile_rows<Vectors> : tile_rows<Vectors> * 3 / 4;
+      is_product<Similarity> ? tile_rows<Vectors> : tile_rows<Vectors> * 3 / 4;
 
  public:
   /// For panels of up to `lanes` queries.
-  Scorer(const Similarity& similarity, Index query_dim, Index key_dim, Index lanes, Index,
-         Scratch& scratch)
-      : similarity_(similarity),
-        query_dim_(query_dim),
-        key_dim_(key_dim),
-        query_(scratch.take<Accumulator>(key_dim * lanes)),
-        raw_(scratch.take<Accumulator>(transforms ? query_dim * lanes : 0)) {}
-  static std::size_t bytes(Index query_dim, Index key_dim, Index lanes, Index) {
-    return Scratch::bytes<Accumulator>(key_dim * lanes) +
-           Scratch::bytes<Accumulator>(transforms ? query_dim * lanes : 0);
+  Scorer(const Similarity& similarity, Index query_dim, Index key_dim, Index lanes, Index)
+      : similarity_(similarity), query_dim_(query_dim), key_dim_(key_dim), lanes_(lanes) {}
+
+  /// What it works in. start() follows, once.
+  void lay(Layout& layout) {
+    query_ = layout.take<Number>(key_dim_ * lanes_);
+    raw_ = layout.take<Number>(transforms<Similarity> ? query_dim_ * lanes_ : 0);
   }
+  void start() {}
 
   /// Takes `count` queries from `first` on as the panel.
   template <int Vectors, class Query>
   void pack(const Slab<const Query>& query, Index first, Index count) {
     constexpr Index lanes = Vectors * L::size;
-    if constexpr (transforms) {
+    if constexpr (transforms<Similarity>) {
       // q stands for q M: the rows of M are "values" under the "weights" q.
       pack_lanes(query, first, count, query_dim_, lanes, raw_);
       const auto& m = similarity_.transform;
@@ -57,23 +53,23 @@ class Scorer {
         }
       }
     } else {
-      pack_lanes(query, first, count, query_dim_, lanes, query_, similarity_.query_factor);
+      pack_lanes(query, first, count, query_dim_, lanes, query_, query_factor<Number>(similarity_));
     }
   }
 
   /// Announces the tile of keys that is scored next, `count` rows from key `first` of a head that
-  /// has `all`, for scorers that compute something of keys alone. `head` tells heads apart.
-  void take_keys(const Rows<Accumulator>&, const void* /*head*/, Index /*first*/, Index /*count*/,
+  /// has `all`, for scorers that compute something of keys alone. `head` is the head's number.
+  void take_keys(const Rows<Number>&, Index /*head*/, Index /*first*/, Index /*count*/,
                  Index /*all*/) {}
 
   /// scores[key][lane] of keys first .. last-1 of a tile; `largest` of each lane is raised to them.
   template <int Vectors>
-  EIGEN_DONT_INLINE void score(const Rows<Accumulator>& keys, Index first, Index last,
-                               Accumulator* scores, Accumulator* largest) const {
+  EIGEN_DONT_INLINE void score(const Rows<Number>& keys, Index first, Index last, Number* scores,
+                               Number* largest) const {
     for_each_tile<rows<Vectors>>(
         last,
         [&]<int Keys>(Index j) __attribute__((always_inline)) {
-          RegisterTile<Accumulator, Keys, Vectors> tile;
+          RegisterTile<Number, Keys, Vectors> tile;
           tile.accumulate(
               query_, keys[j], keys.stride, std::integral_constant<Index, 1>(), key_dim_,
               [this](L sum, L query, L k, Index h)
@@ -95,8 +91,8 @@ class Scorer {
 
  private:
   const Similarity& similarity_;
-  Index query_dim_, key_dim_;
-  Accumulator *query_, *raw_;
+  Index query_dim_, key_dim_, lanes_;
+  Number *query_ = nullptr, *raw_ = nullptr;
 };
 
 }  // namespace heed::detail

@@ -3,24 +3,23 @@
 #include <type_traits>
 #include <utility>
 
-#include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
 #include "heed/policy/contract.hpp"
-#include "heed/policy/key_set.hpp"
-#include "heed/policy/mask/mask_if.hpp"
 #include "heed/policy/problem.hpp"
 
 namespace heed {
 
 template <class Kept>
-struct Allow : detail::MaskTag {
+struct Allow : MaskPolicy {
   Kept allowed;
 
   explicit Allow(Kept kept) : allowed(std::forward<Kept>(kept)) {}
-  auto bind(const detail::Problem& problem) const {
-    const auto view = detail::broadcast_pairs(problem, "allow", allowed);
-    return detail::BoundPairs(
-        problem.keys, [view](Index b, Index h, Index i, Index j) { return view(b, h, i, j); });
+  struct Bound {
+    View<const bool, 4> allowed;
+    bool allows(Index b, Index h, Index i, Index j) const { return allowed(b, h, i, j); }
+  };
+  auto bind(const Problem& problem) const {
+    return Bound{broadcast_pairs(problem, "allow", allowed)};
   }
 };
 

@@ -16,35 +16,33 @@
 namespace heed {
 
 template <class Kept>
-struct ValidLens : detail::MaskTag {
+struct ValidLens : MaskPolicy {
   Kept lens;
 
   explicit ValidLens(Kept kept) : lens(std::forward<Kept>(kept)) {}
-  auto bind(const detail::Problem& problem) const {
+  auto bind(const Problem& problem) const {
     auto view = detail::per_batch(detail::integer_view(lens));
     constexpr bool by_query = detail::IntegerView<std::remove_cvref_t<Kept>>::Rank == 2;
     if (view.shape[0] != problem.batch) {
-      detail::fail(problem.function, "valid_lens has ", view.shape[0],
-                   " rows (axis 0) for a batch of ", problem.batch, "; the scores are ",
-                   problem.score_shape());
+      problem.refuse("valid_lens has ", view.shape[0], " rows (axis 0) for a batch of ",
+                     problem.batch, "; the scores are ", problem.score_shape());
     }
     if (by_query && view.shape[1] != problem.queries && view.shape[1] != 1) {
-      detail::fail(problem.function, "valid_lens ", view.shape, " has ", view.shape[1],
-                   " lengths (axis 1) for ", problem.queries, " queries; the scores are ",
-                   problem.score_shape());
+      problem.refuse("valid_lens ", view.shape, " has ", view.shape[1], " lengths (axis 1) for ",
+                     problem.queries, " queries; the scores are ", problem.score_shape());
     }
     for (Index b = 0; b < view.shape[0]; ++b) {
       for (Index i = 0; i < view.shape[1]; ++i) {
         if (std::cmp_less(view(b, i), 0)) {
-          detail::fail(problem.function, "valid_lens holds a length of ",
-                       static_cast<Index>(view(b, i)), " in batch ", b);
+          problem.refuse("valid_lens holds a length of ", static_cast<Index>(view(b, i)),
+                         " in batch ", b);
         }
       }
     }
     if (view.shape[1] == 1) view.strides[1] = 0;
     return detail::BoundRange([view, keys = problem.keys](Index b, Index, Index i) {
       const auto length = view(b, i);
-      return detail::KeyRange{0, std::cmp_less(length, keys) ? static_cast<Index>(length) : keys};
+      return KeyRange{0, std::cmp_less(length, keys) ? static_cast<Index>(length) : keys};
     });
   }
 };

@@ -12,13 +12,13 @@
 namespace heed {
 
 struct Both {
-  static auto row(const auto& a, const auto& b) { return detail::intersection(a, b); }
+  static auto row(const auto& a, const auto& b) { return intersection(a, b); }
   static bool allows(const auto& a, const auto& b, Index n, Index h, Index i, Index j) {
     return a.allows(n, h, i, j) && b.allows(n, h, i, j);
   }
 };
 struct Either {
-  static auto row(const auto& a, const auto& b) { return detail::set_union(a, b); }
+  static auto row(const auto& a, const auto& b) { return set_union(a, b); }
   static bool allows(const auto& a, const auto& b, Index n, Index h, Index i, Index j) {
     return a.allows(n, h, i, j) || b.allows(n, h, i, j);
   }
@@ -26,58 +26,60 @@ struct Either {
 
 /// Two masks as one, by `How` of Both and Either.
 template <class A, class B, class How>
-struct CombinedMask : detail::MaskTag {
+struct CombinedMask : MaskPolicy {
   A a;
   B b;
 
   CombinedMask(A a_in, B b_in) : a(std::move(a_in)), b(std::move(b_in)) {}
-  struct Combined : detail::BoundMaskTag {
-    detail::Bound<A> a;
-    detail::Bound<B> b;
+  struct Combined {
+    detail::BoundMaskOf<A> a;
+    detail::BoundMaskOf<B> b;
 
-    Combined(detail::Bound<A> a_in, detail::Bound<B> b_in)
+    Combined(detail::BoundMaskOf<A> a_in, detail::BoundMaskOf<B> b_in)
         : a(std::move(a_in)), b(std::move(b_in)) {}
     auto row(Index n, Index h, Index i) const { return How::row(a.row(n, h, i), b.row(n, h, i)); }
     bool allows(Index n, Index h, Index i, Index j) const { return How::allows(a, b, n, h, i, j); }
   };
-  auto bind(const detail::Problem& problem) const {
-    return Combined(a.bind(problem), b.bind(problem));
+  auto bind(const Problem& problem) const {
+    return Combined(detail::bind_mask(a, problem), detail::bind_mask(b, problem));
   }
 };
 
 template <class A>
-struct NotMask : detail::MaskTag {
+struct NotMask : MaskPolicy {
   A a;
 
   explicit NotMask(A a_in) : a(std::move(a_in)) {}
-  struct Neither : detail::BoundMaskTag {
-    detail::Bound<A> a;
+  struct Neither {
+    detail::BoundMaskOf<A> a;
     Index keys;
 
-    Neither(detail::Bound<A> a_in, Index keys_in) : a(std::move(a_in)), keys(keys_in) {}
-    auto row(Index n, Index h, Index i) const { return detail::complement(a.row(n, h, i), keys); }
+    Neither(detail::BoundMaskOf<A> a_in, Index keys_in) : a(std::move(a_in)), keys(keys_in) {}
+    auto row(Index n, Index h, Index i) const { return complement(a.row(n, h, i), keys); }
     bool allows(Index n, Index h, Index i, Index j) const { return !a.allows(n, h, i, j); }
   };
-  auto bind(const detail::Problem& problem) const { return Neither(a.bind(problem), problem.keys); }
+  auto bind(const Problem& problem) const {
+    return Neither(detail::bind_mask(a, problem), problem.keys);
+  }
 };
 
 /// Pairs that both masks allow.
 template <class A, class B>
-  requires(detail::Mask<A> && detail::Mask<B>)
+  requires(Mask<A> && Mask<B>)
 auto operator&&(A a, B b) {
   return CombinedMask<A, B, Both>(std::move(a), std::move(b));
 }
 
 /// Pairs that either mask allows.
 template <class A, class B>
-  requires(detail::Mask<A> && detail::Mask<B>)
+  requires(Mask<A> && Mask<B>)
 auto operator||(A a, B b) {
   return CombinedMask<A, B, Either>(std::move(a), std::move(b));
 }
 
 /// Pairs that the mask hides.
 template <class A>
-  requires(detail::Mask<A>)
+  requires(Mask<A>)
 auto operator!(A a) {
   return NotMask<A>(std::move(a));
 }

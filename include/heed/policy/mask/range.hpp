@@ -19,7 +19,7 @@ namespace detail {
 
 /// Masks with one exact range of keys for each query.
 template <class Range>
-struct BoundRange : BoundMaskTag {
+struct BoundRange {
   Range range;
 
   explicit BoundRange(Range r) : range(std::move(r)) {}
@@ -33,33 +33,33 @@ struct BoundRange : BoundMaskTag {
 }  // namespace detail
 
 /// Every pair is allowed.
-struct NoMask : detail::MaskTag {
-  struct Bound : detail::BoundMaskTag {
-    using HidesNothing = void;
+struct NoMask : MaskPolicy {
+  struct Bound {
+    static constexpr MaskTraits traits{.hides_nothing = true};
     Index keys;
 
     explicit Bound(Index n) : keys(n) {}
-    detail::KeySet<1> row(Index, Index, Index) const { return detail::KeySet<1>::of({0, keys}); }
+    KeySet<1> row(Index, Index, Index) const { return KeySet<1>::of({0, keys}); }
     bool allows(Index, Index, Index, Index) const { return true; }
   };
-  auto bind(const detail::Problem& problem) const { return Bound(problem.keys); }
+  auto bind(const Problem& problem) const { return Bound(problem.keys); }
 };
 inline NoMask no_mask() { return {}; }
 
 /// Keys from `left` before the query's own position to `right` after it, both ends kept.
-struct SlidingWindow : detail::MaskTag {
+struct SlidingWindow : MaskPolicy {
   Index left, right;
   Align align;
 
   SlidingWindow(Index left_in, Index right_in, Align align_in)
       : left(left_in), right(right_in), align(align_in) {}
-  auto bind(const detail::Problem& problem) const {
+  auto bind(const Problem& problem) const {
     const Index keys = problem.keys;
     const Index offset = align == Align::bottom_right ? keys - problem.queries : 0;
     return detail::BoundRange([keys, offset, l = left, r = right](Index, Index, Index i) {
       const Index position = i + offset;
-      return detail::KeyRange{l < 0 || l >= position ? 0 : position - l,
-                              r < 0 || r >= keys - position ? keys : position + r + 1};
+      return KeyRange{l < 0 || l >= position ? 0 : position - l,
+                      r < 0 || r >= keys - position ? keys : position + r + 1};
     });
   }
 };
@@ -75,13 +75,13 @@ inline SlidingWindow sliding_window(Index left, Index right, Align align = Align
 /// No key after the query's own position.
 inline SlidingWindow causal(Align align = Align::bottom_right) { return {-1, 0, align}; }
 
-struct Prefix : detail::MaskTag {
+struct Prefix : MaskPolicy {
   Index length;
 
   explicit Prefix(Index n) : length(n) {}
-  auto bind(const detail::Problem& problem) const {
+  auto bind(const Problem& problem) const {
     const Index end = std::min(length, problem.keys);
-    return detail::BoundRange([end](Index, Index, Index) { return detail::KeyRange{0, end}; });
+    return detail::BoundRange([end](Index, Index, Index) { return KeyRange{0, end}; });
   }
 };
 

@@ -16,7 +16,7 @@
 namespace heed {
 
 template <class KeptQueries, class KeptKeys>
-struct Segments : detail::MaskTag {
+struct Segments : MaskPolicy {
   KeptQueries query_ids;
   KeptKeys key_ids;
 
@@ -24,14 +24,14 @@ struct Segments : detail::MaskTag {
       : query_ids(std::forward<KeptQueries>(queries)), key_ids(std::forward<KeptKeys>(keys)) {}
 
   template <class Query, class Key>
-  struct Matcher : detail::BoundMaskTag {
+  struct Matcher {
     View<const Query, 2> queries;
     View<const Key, 2> keys;
     bool sorted = true;
 
     /// Documents lie one after the other as a rule, and then a document is one range. Sorted ids
     /// are searched; other ids are scanned, and may still turn out to be one range.
-    detail::KeySet<1> row(Index b, Index, Index i) const {
+    KeySet<1> row(Index b, Index, Index i) const {
       const auto id = static_cast<Index>(queries(b, i));
       const Index n = keys.shape[1];
       const auto key = [&](Index j) { return static_cast<Index>(keys(b, j)); };
@@ -44,8 +44,8 @@ struct Segments : detail::MaskTag {
           }
           return low;
         };
-        return detail::KeySet<1>::of({first_from([id](Index k) { return k >= id; }),
-                                      first_from([id](Index k) { return k > id; })});
+        return KeySet<1>::of({first_from([id](Index k) { return k >= id; }),
+                              first_from([id](Index k) { return k > id; })});
       }
       Index first = n, last = 0, matches = 0;
       for (Index j = 0; j < n; ++j) {
@@ -54,14 +54,14 @@ struct Segments : detail::MaskTag {
         last = j + 1;
         ++matches;
       }
-      return detail::KeySet<1>::of({first, last}, matches == last - first || matches == 0);
+      return KeySet<1>::of({first, last}, matches == last - first || matches == 0);
     }
     bool allows(Index b, Index, Index i, Index j) const {
       return static_cast<Index>(queries(b, i)) == static_cast<Index>(keys(b, j));
     }
   };
 
-  auto bind(const detail::Problem& problem) const {
+  auto bind(const Problem& problem) const {
     const auto queries = fit(problem, "query", query_ids, problem.queries);
     const auto keys = fit(problem, "key", key_ids, problem.keys);
     Matcher<typename decltype(queries)::Scalar, typename decltype(keys)::Scalar> matcher;
@@ -78,12 +78,12 @@ struct Segments : detail::MaskTag {
 
  private:
   template <class Ids>
-  static auto fit(const detail::Problem& problem, const char* what, const Ids& ids, Index count) {
+  static auto fit(const Problem& problem, const char* what, const Ids& ids, Index count) {
     const auto given = detail::integer_view(ids);
     auto view = detail::expand<2, 1>(given);
     if (view.shape[1] != count || (view.shape[0] != 1 && view.shape[0] != problem.batch)) {
-      detail::fail(problem.function, "segments has ", what, " ids of shape ", given.shape, " for ",
-                   count, " ", what, " positions; the scores are ", problem.score_shape());
+      problem.refuse("segments has ", what, " ids of shape ", given.shape, " for ", count, " ",
+                     what, " positions; the scores are ", problem.score_shape());
     }
     if (view.shape[0] == 1) view.strides[0] = 0;
     return view;

@@ -13,36 +13,48 @@
 namespace heed {
 
 template <class Kept, class KeptGradient = detail::NoGradient>
-struct Alibi : detail::ModifierTag {
+struct Alibi : ModifierPolicy {
   Kept slopes;
   KeptGradient gradient;
 
   Alibi(Kept s, KeptGradient ds) : slopes(std::forward<Kept>(s)), gradient(ds) {}
-  template <class Accumulator, class Number, class Gradient>
+  template <class Number, class Element, class Gradient>
   struct Bound {
-    static constexpr bool shifts = true;
+    static constexpr ModifierTraits traits{
+        .vectorised = true, .effect = Effect::shifts, .has_parameters = true};
     static constexpr const char* parameter_name = "the slopes of alibi";
-    View<const Number, 1> slopes;
+    View<const Element, 1> slopes;
     Gradient gradient;
     const auto& parameters() const { return slopes; }
-    Accumulator operator()(const Accumulator& s, Index, Index h, Index i, Index j) const {
-      return s + Accumulator(slopes(h)) * Accumulator(static_cast<double>(j - i));
+    template <class T>
+    EIGEN_ALWAYS_INLINE T operator()(const T& s, Index, Index h, const auto& i,
+                                     const auto& j) const {
+      return detail::multiply_add<Number>(T(Number(slopes(h))), T(j - i), s);
     }
-    template <class L>
-    EIGEN_ALWAYS_INLINE L lanes(L s, Index, Index h, L i, Index j) const {
-      return fma(L(slopes(h)), L(j) - i, s);
+    Index partials() const { return slopes.shape[0]; }
+    ScoreAxes shared_axes(const Problem&) const { return {}; }
+    void add_gradient(const PairTile<Number>& tile, Number* partial) const {
+      Number sum(0.0);
+      for (Index j = 0; j < tile.keys; ++j) {
+        for (Index i = 0; i < tile.queries; ++i) {
+          const Index distance = tile.key + j - tile.query - i;
+          sum += tile.at(j, i) * Number(static_cast<double>(distance));
+        }
+      }
+      partial[tile.head] += sum;
     }
+    void add_partial(Index head, const Number& sum) const { detail::add_to(gradient(head), sum); }
   };
-  template <class Accumulator>
-  auto bind(const detail::Problem& problem) const {
+  template <class Number>
+  auto bind(const Problem& problem) const {
     const auto view = detail::parameter_view(slopes);
     const auto ds = detail::gradient_view<1>(gradient);
     if (view.shape[0] != problem.heads) {
-      detail::fail(problem.function, "alibi has ", view.shape[0], " slopes for ", problem.heads,
-                   " query heads; the scores are ", problem.score_shape());
+      problem.refuse("alibi has ", view.shape[0], " slopes for ", problem.heads,
+                     " query heads; the scores are ", problem.score_shape());
     }
-    return Bound<Accumulator, typename decltype(view)::Scalar, std::remove_const_t<decltype(ds)>>{
-        view, ds};
+    return Bound<Number, typename decltype(view)::Scalar, std::remove_const_t<decltype(ds)>>{view,
+                                                                                             ds};
   }
 };
 

@@ -12,35 +12,51 @@
 namespace heed {
 
 template <class Kept, class KeptGradient = detail::NoGradient>
-struct Bias : detail::ModifierTag {
+struct Bias : ModifierPolicy {
   Kept tensor;
   KeptGradient gradient;
 
   Bias(Kept t, KeptGradient dt) : tensor(std::forward<Kept>(t)), gradient(dt) {}
-  template <class Accumulator, class Number, class Gradient>
+  template <class Number, class Element, class Gradient>
   struct Bound {
-    static constexpr bool shifts = true;
+    static constexpr ModifierTraits traits{
+        .effect = Effect::shifts, .adds_tensor = true, .has_parameters = true};
     static constexpr const char* parameter_name = "the tensor of bias";
-    View<const Number, 4> added;  // an axis that repeats has stride 0
-    Gradient gradient;            // likewise
+    View<const Element, 4> added;  // an axis that repeats has stride 0
+    Gradient gradient;             // likewise
     const auto& parameters() const { return added; }
-    Accumulator operator()(const Accumulator& s, Index b, Index h, Index i, Index j) const {
-      return s + Accumulator(added(b, h, i, j));
+    Number operator()(const Number& s, Index b, Index h, Index i, Index j) const {
+      return s + Number(added(b, h, i, j));
     }
+    Index partials() const { return 0; }
+    ScoreAxes shared_axes(const Problem& problem) const {
+      const auto& shape = gradient.shape;
+      return {shape[0] == 1 && problem.batch > 1, shape[1] == 1 && problem.kv_heads > 1,
+              shape[2] == 1 && problem.queries > 1};
+    }
+    void add_gradient(const PairTile<Number>& tile, Number*) const {
+      for (Index i = 0; i < tile.queries; ++i) {
+        auto* to = &gradient(tile.batch, tile.head, tile.query + i, tile.key);
+        for (Index j = 0; j < tile.keys; ++j, to += gradient.strides[3]) {
+          detail::add_to(*to, tile.at(j, i));
+        }
+      }
+    }
+    void add_partial(Index, const Number&) const {}
   };
-  template <class Accumulator>
-  auto bind(const detail::Problem& problem) const {
-    const auto view = detail::broadcast_pairs(problem, "bias", tensor);
-    using Number = typename decltype(view)::Scalar;
+  template <class Number>
+  auto bind(const Problem& problem) const {
+    const auto view = broadcast_pairs(problem, "bias", tensor);
+    using Element = typename decltype(view)::Scalar;
     if constexpr (std::is_same_v<KeptGradient, detail::NoGradient>) {
-      return Bound<Accumulator, Number, KeptGradient>{view, {}};
+      return Bound<Number, Element, KeptGradient>{view, {}};
     } else {
       constexpr int rank = detail::rank_of<std::remove_reference_t<Kept>>;
       auto dt = detail::expand<4, 2>(detail::gradient_view<rank>(gradient));
       for (std::size_t axis = 0; axis < 4; ++axis) {
         if (dt.shape[axis] == 1) dt.strides[axis] = 0;
       }
-      return Bound<Accumulator, Number, decltype(dt)>{view, dt};
+      return Bound<Number, Element, decltype(dt)>{view, dt};
     }
   }
 };

@@ -11,7 +11,7 @@ namespace heed {
 
 /// A score and what is done to it, in order.
 template <class Base, class... Modifiers>
-struct ModifiedScore : detail::ScoreTag {
+struct ModifiedScore : ScorePolicy {
   Base base;
   std::tuple<Modifiers...> modifiers;
 
@@ -20,12 +20,12 @@ struct ModifiedScore : detail::ScoreTag {
 
 /// The score with one more change, applied after those it has.
 template <class S, class M>
-  requires(detail::Score<S> && detail::Modifier<M>)
+  requires(Score<S> && Modifier<M>)
 auto operator|(S score, M modifier) {
   return ModifiedScore<S, M>(std::move(score), std::tuple<M>(std::move(modifier)));
 }
 template <class Base, class... Modifiers, class M>
-  requires detail::Modifier<M>
+  requires Modifier<M>
 auto operator|(ModifiedScore<Base, Modifiers...> score, M modifier) {
   return ModifiedScore<Base, Modifiers..., M>(
       std::move(score.base),
@@ -34,33 +34,18 @@ auto operator|(ModifiedScore<Base, Modifiers...> score, M modifier) {
 
 namespace detail {
 
-template <class Similarity_, class... Modifiers>
-struct BoundScore {
-  using Similarity = Similarity_;
-  static constexpr bool modified = sizeof...(Modifiers) > 0;
-  Similarity similarity;
-  std::tuple<Modifiers...> modifiers;
-};
-
-/// The score for one problem. The similarity gives scores times `unit`, unless there are modifiers,
-/// which want the score itself.
-template <class Accumulator, class S>
-auto bind_score(const S& score, const Problem& problem, double unit) {
-  const auto similarity = score.template bind<Accumulator>(problem, unit);
-  return BoundScore<std::remove_const_t<decltype(similarity)>>{similarity, {}};
-}
-template <class Accumulator, class Base, class... Modifiers>
-auto bind_score(const ModifiedScore<Base, Modifiers...>& score, const Problem& problem, double) {
-  const auto similarity = score.base.template bind<Accumulator>(problem, 1.0);
+/// Modifiers want the score itself, in natural units.
+template <class Number, class Unit, class Base, class... Modifiers>
+auto bind_score(const ModifiedScore<Base, Modifiers...>& score, const Problem& problem) {
+  auto similarity = score.base.template bind<Number>(problem);
   return std::apply(
       [&](const auto&... modifier) {
-        return BoundScore<std::remove_const_t<decltype(similarity)>,
-                          decltype(modifier.template bind<Accumulator>(problem))...>{
-            similarity, {modifier.template bind<Accumulator>(problem)...}};
+        return BoundScore<NaturalUnit, decltype(similarity),
+                          decltype(modifier.template bind<Number>(problem))...>{
+            std::move(similarity), {modifier.template bind<Number>(problem)...}};
       },
       score.modifiers);
 }
 
 }  // namespace detail
-
 }  // namespace heed

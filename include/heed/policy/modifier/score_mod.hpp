@@ -7,55 +7,54 @@
 #include "heed/policy/problem.hpp"
 #include "heed/simd/dual.hpp"
 #include "heed/simd/lanes.hpp"
+#include "heed/simd/real_index.hpp"
 
 namespace heed {
 
 template <class F>
-struct ScoreMod : detail::ModifierTag {
+struct ScoreMod : ModifierPolicy {
   F function;
 
   explicit ScoreMod(F f) : function(std::move(f)) {}
-  template <class Accumulator>
+  template <class Number>
   struct Bound {
+    using Real = detail::RealIndex<Number>;
+    /// The function runs on vectors of scores where all its parameters but batch, head and key are
+    /// auto.
+    static constexpr bool takes_lanes = [] {
+      if constexpr (detail::Laned<Number>) {
+        using L = detail::Lanes<Number>;
+        return std::is_invocable_v<const F&, L, Real, Real, L, Real>;
+      } else {
+        return false;
+      }
+    }();
+    static constexpr ModifierTraits traits{.vectorised = takes_lanes};
     F function;
-    Accumulator operator()(const Accumulator& s, Index b, Index h, Index i, Index j) const {
-      return Accumulator(function(s, b, h, i, j));
-    }
-    template <class L>
-      requires std::is_invocable_v<const F&, L, Index, Index, L, Index>
-    EIGEN_ALWAYS_INLINE L lanes(L s, Index b, Index h, L i, Index j) const {
-      return L(function(s, b, h, i, j));
-    }
-
-    template <class L>
-      requires(detail::is_lanes<L> &&
-               std::is_invocable_v<const F&, detail::Dual<L, 1>, Index, Index, L, Index>)
-    EIGEN_ALWAYS_INLINE detail::Dual<L, 1> differentiate(L s, Index b, Index h, L i,
-                                                         Index j) const {
-      using D = detail::Dual<L, 1>;
-      return D(function(D::variable(s, 0), b, h, i, j));
-    }
-    detail::Dual<Accumulator, 1> differentiate(const Accumulator& s, Index b, Index h, Index i,
-                                               Index j) const {
-      using D = detail::Dual<Accumulator, 1>;
-      static_assert(std::is_invocable_v<const F&, D, Index, Index, Index, Index>,
-                    "heed: attention_backward differentiates a score_mod by calling it on dual "
-                    "numbers: its first parameter must be auto");
-      return D(function(D::variable(s, 0), b, h, i, j));
+    template <class T>
+    EIGEN_ALWAYS_INLINE T operator()(const T& s, Real b, Real h, const auto& i, Real j) const {
+      static_assert(
+          !detail::is_dual<T> ||
+              std::is_invocable_v<const F&, T, Real, Real, std::remove_cvref_t<decltype(i)>, Real>,
+          "heed: attention_backward differentiates a score_mod by calling it on dual "
+          "numbers: its first parameter must be auto");
+      return T(function(s, b, h, i, j));
     }
   };
-  template <class Accumulator>
-  auto bind(const detail::Problem&) const {
-    return Bound<Accumulator>{function};
+  template <class Number>
+  auto bind(const Problem&) const {
+    return Bound<Number>{function};
   }
 };
 
-/// The score that f(score, batch, head, query, key) gives. Where f takes its indices as `Index` it
-/// is called for one score at a time; where it takes all its arguments as `auto` it runs on vectors
-/// of numbers, as described at pairwise, and `query` is then a vector of whole numbers. It is
-/// called from several threads at once where a pool is given, also for pairs that the mask hides.
-/// attention_backward wants the score to be `auto`, and runs f on numbers that carry their
-/// derivative.
+/// The score that f(score, batch, head, query, key) gives. Indices take part as real numbers, so
+/// that (key - query) / 2 has one meaning, and convert to Index, as for table[head];
+/// heed::modulo(key - query, 2) is for remainders. Where f takes its score, query and key as `auto`
+/// it runs on vectors of numbers, as described at pairwise, and `query` is then a vector of whole
+/// numbers; where it takes them as `Index` it is called for one score at a time. It is called from
+/// several threads at once where a pool is given, also for pairs that the mask hides. A score of
+/// -infinity stays what it is. attention_backward wants the score to be `auto`, and runs f on
+/// numbers that carry their derivative.
 template <class F>
 auto score_mod(F f) {
   return ScoreMod<F>(std::move(f));

@@ -1,52 +1,41 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "heed/core/error.hpp"
-#include "heed/core/view.hpp"
 #include "heed/policy/contract.hpp"
 #include "heed/policy/problem.hpp"
-#include "heed/simd/dual.hpp"
 
 namespace heed {
 
-struct Softcap : detail::ModifierTag {
+struct Softcap : ModifierPolicy {
   double cap;
 
   explicit Softcap(double c) : cap(c) {}
-  template <class Accumulator>
+  template <class Number>
   struct Bound {
-    Accumulator cap, inverse;
+    static constexpr ModifierTraits traits{.vectorised = true, .ignores_pair = true};
+    Number cap, inverse;
     template <class T>
-    EIGEN_ALWAYS_INLINE T apply(const T& s) const {
+    EIGEN_ALWAYS_INLINE T operator()(const T& s, Index, Index, const auto&, const auto&) const {
       using std::tanh;
-      return T(cap) * T(tanh(T(s * T(inverse))));
-    }
-    Accumulator operator()(const Accumulator& s, Index, Index, Index, Index) const {
-      return apply(s);
-    }
-    template <class L>
-    EIGEN_ALWAYS_INLINE L lanes(L s, Index, Index, L, Index) const {
-      return apply(s);
-    }
-    template <class T>
-    EIGEN_ALWAYS_INLINE detail::Dual<T, 1> differentiate(const T& s, Index, Index, const auto&,
-                                                         Index) const {
-      using std::tanh;
-      const T t(tanh(T(s * T(inverse))));
-      return {T(T(cap) * t), {T(T(Accumulator(1.0)) - T(t * t))}};
+      return T(tanh(T(s * inverse))) * cap;
     }
   };
-  template <class Accumulator>
-  auto bind(const detail::Problem&) const {
-    return Bound<Accumulator>{Accumulator(cap), Accumulator(1 / cap)};
+  template <class Number>
+  auto bind(const Problem& problem) const {
+    return Bound<Number>{
+        parameter_as<Number>(problem, "the cap of softcap", cap),
+        parameter_as<Number>(problem, "the inverse of the cap of softcap", 1 / cap)};
   }
 };
 
 /// cap * tanh(score / cap): scores stay within the cap (Bello et al., 2016; Gemma 2, 2024).
-/// std::invalid_argument unless the cap is positive.
+/// std::invalid_argument unless the cap is positive, and where it or its inverse is not finite in
+/// the number type of the call.
 inline Softcap softcap(double cap) {
-  if (!(cap > 0)) detail::fail("softcap", "the cap is ", cap);
+  if (!(cap > 0) || std::isinf(cap)) detail::fail("softcap", "the cap is ", cap);
   return Softcap(cap);
 }
 

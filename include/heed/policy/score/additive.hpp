@@ -12,55 +12,58 @@
 namespace heed {
 
 template <class Kept, class KeptGradient = detail::NoGradient>
-struct Additive : detail::ScoreTag {
+struct Additive : ScorePolicy {
   Kept weight;
   KeptGradient gradient;
 
   Additive(Kept w, KeptGradient dw) : weight(std::forward<Kept>(w)), gradient(dw) {}
 
-  template <class Accumulator, class Number, class Gradient>
+  template <class Number, class Element, class Gradient>
   struct Similarity {
-    static constexpr bool one_instruction = false;
+    static constexpr ScoreTraits traits{.vectorised = true,
+                                        .terms = Terms::weighted_tanh,
+                                        .parameters = Parameters::per_feature,
+                                        .derivative = Derivative::given};
     static constexpr const char* parameter_name = "the weights of the additive score";
-    Accumulator query_factor, unit;
-    View<const Number, 1> weight;
+    Number scale;
+    View<const Element, 1> weight;
     Gradient gradient;
     template <class T>
     EIGEN_ALWAYS_INLINE T step(const T& sum, const T& q, const T& k, Index h) const {
       using std::tanh;
       const T both = q + k;
-      return detail::multiply_add<Accumulator>(T(Accumulator(weight(h))), T(tanh(both)), sum);
+      return detail::multiply_add<Number>(T(Number(weight(h))), T(tanh(both)), sum);
     }
     template <class T>
     EIGEN_ALWAYS_INLINE T finish(const T& sum) const {
-      return sum * T(unit);
+      return sum * T(scale);
     }
     const auto& parameters() const { return weight; }
-    Accumulator parameter(Index h) const { return Accumulator(weight(h)); }
+    Number parameter(Index h) const { return Number(weight(h)); }
     template <class T>
-    EIGEN_ALWAYS_INLINE detail::Slopes<T> slopes(const T& q, const T& k, const T& w) const {
+    EIGEN_ALWAYS_INLINE Slopes<T> slopes(const T& q, const T& k, const T& w) const {
       using std::tanh;
       const T both = q + k;
       const T t(tanh(both));
-      const T slope = w * T(T(Accumulator(1.0)) - T(t * t));
+      const T slope = w * T(T(Number(1.0)) - T(t * t));
       return {slope, slope, t};
     }
     template <class T>
     EIGEN_ALWAYS_INLINE T finish_slope(const T&) const {
-      return T(unit);
+      return T(scale);
     }
   };
-  template <class Accumulator>
-  auto bind(const detail::Problem& problem, double unit) const {
+  template <class Number, class Unit = NaturalUnit>
+  auto bind(const Problem& problem) const {
     const auto w = detail::parameter_view(weight);
     const auto dw = detail::gradient_view<1>(gradient);
-    detail::check_widths_agree(problem, "the additive score");
+    check_widths_agree(problem, "the additive score");
     if (w.shape[0] != problem.key_dim) {
-      detail::fail(problem.function, "the additive score has ", w.shape[0],
-                   " weights for a width of ", problem.key_dim, " (last axis of query and key)");
+      problem.refuse("the additive score has ", w.shape[0], " weights for a width of ",
+                     problem.key_dim, " (last axis of query and key)");
     }
-    return Similarity<Accumulator, typename decltype(w)::Scalar, std::remove_const_t<decltype(dw)>>{
-        Accumulator(1.0), Accumulator(unit), w, dw};
+    return Similarity<Number, typename decltype(w)::Scalar, std::remove_const_t<decltype(dw)>>{
+        Number(Unit::factor), w, dw};
   }
 };
 

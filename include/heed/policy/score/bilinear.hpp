@@ -11,32 +11,35 @@
 namespace heed {
 
 template <class Kept, class KeptGradient = detail::NoGradient>
-struct Bilinear : detail::ScoreTag {
+struct Bilinear : ScorePolicy {
   Kept matrix;
   KeptGradient gradient;
 
   Bilinear(Kept m, KeptGradient dm) : matrix(std::forward<Kept>(m)), gradient(dm) {}
 
-  template <class Accumulator, class Number, class Gradient>
-  struct Similarity : detail::Product<Accumulator> {
+  template <class Number, class Element, class Gradient>
+  struct Similarity : detail::Product<Number> {
+    static constexpr ScoreTraits traits{.vectorised = true,
+                                        .features_alike = true,
+                                        .terms = Terms::product,
+                                        .parameters = Parameters::matrix};
     static constexpr const char* parameter_name = "the matrix of the bilinear score";
-    View<const Number, 2> transform;
+    View<const Element, 2> transform;
     Gradient gradient;
     const auto& parameters() const { return transform; }
   };
-  template <class Accumulator>
-  auto bind(const detail::Problem& problem, double unit) const {
+  template <class Number, class Unit = NaturalUnit>
+  auto bind(const Problem& problem) const {
     const auto m = view(matrix);
     const auto dm = detail::gradient_view<2>(gradient);
-    using Number = typename decltype(m)::Scalar;
     if (m.shape[0] != problem.query_dim || m.shape[1] != problem.key_dim) {
-      detail::fail(problem.function, "the bilinear score has a matrix of shape ", m.shape, " for ",
-                   problem.query_dim, " query and ", problem.key_dim,
-                   " key features (last axes); query is ", problem.query_shape(), ", key is ",
-                   problem.key_shape());
+      problem.refuse("the bilinear score has a matrix of shape ", m.shape, " for ",
+                     problem.query_dim, " query and ", problem.key_dim,
+                     " key features (last axes); query is ", problem.query_shape(), ", key is ",
+                     problem.key_shape());
     }
-    return Similarity<Accumulator, Number, std::remove_const_t<decltype(dm)>>{
-        {Accumulator(unit)}, m, dm};
+    return Similarity<Number, typename decltype(m)::Scalar, std::remove_const_t<decltype(dm)>>{
+        {Number(Unit::factor)}, m, dm};
   }
 };
 

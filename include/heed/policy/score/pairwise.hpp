@@ -13,18 +13,21 @@
 namespace heed {
 
 template <class F>
-struct Pairwise : detail::ScoreTag {
+struct Pairwise : ScorePolicy {
   F term;
 
   explicit Pairwise(F f) : term(std::move(f)) {}
 
-  template <class Accumulator>
+  template <class Number>
   struct Similarity {
-    static constexpr bool one_instruction = false;
-    Accumulator query_factor, unit;
+    static constexpr ScoreTraits traits{.vectorised = true, .features_alike = true};
     F term;
+    Number scale;
     template <class T>
     EIGEN_ALWAYS_INLINE T step(const T& sum, const T& q, const T& k, Index) const {
+      static_assert(!detail::is_dual<T> || std::is_invocable_v<const F&, T, T>,
+                    "heed: attention_backward differentiates a pairwise score by calling it on "
+                    "dual numbers: its parameters must be auto");
       if constexpr (detail::is_lanes<T> && !std::is_invocable_v<const F&, T, T>) {
         return sum + T::map(term, q, k);
       } else {
@@ -33,26 +36,13 @@ struct Pairwise : detail::ScoreTag {
     }
     template <class T>
     EIGEN_ALWAYS_INLINE T finish(const T& sum) const {
-      return sum * T(unit);
-    }
-    template <class T>
-    EIGEN_ALWAYS_INLINE detail::Slopes<T> slopes(const T& q, const T& k, const T&) const {
-      using D = detail::Dual<T, 2>;
-      static_assert(std::is_invocable_v<const F&, D, D>,
-                    "heed: attention_backward differentiates a pairwise score by calling it on "
-                    "dual numbers: its parameters must be auto");
-      const D both(term(D::variable(q, 0), D::variable(k, 1)));
-      return {both.slopes[0], both.slopes[1], T(Accumulator(0.0))};
-    }
-    template <class T>
-    EIGEN_ALWAYS_INLINE T finish_slope(const T&) const {
-      return T(unit);
+      return sum * scale;
     }
   };
-  template <class Accumulator>
-  auto bind(const detail::Problem& problem, double unit) const {
-    detail::check_widths_agree(problem, "a pairwise score");
-    return Similarity<Accumulator>{Accumulator(1.0), Accumulator(unit), term};
+  template <class Number, class Unit = NaturalUnit>
+  auto bind(const Problem& problem) const {
+    check_widths_agree(problem, "a pairwise score");
+    return Similarity<Number>{term, Number(Unit::factor)};
   }
 };
 

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "heed/core/key_source.hpp"
+#include "heed/kernel/rows.hpp"
+#include "heed/simd/convert.hpp"
+#include "heed/simd/lanes.hpp"
+
+namespace heed::detail {
+
+/// Rows of keys or values as the register tiles read them, contiguous in themselves: where they
+/// lie, or in a copy.
+template <class Number, KeySource Source>
+class SourceRows {
+  using Element = typename Source::Element;
+
+ public:
+  /// `readers`: how often each row will be read. Rows that lie apart, as those of a head within a
+  /// packed projection, meet in few sets of the caches (rows of 512 floats: in a sixteenth of the
+  /// first level); where many panels of queries read them, a copy is worth its time.
+  SourceRows(const Source& source, Index keys, Index readers = 0)
+      : source_(source), width_(source.width()) {
+    if (keys == 0) return;
+    const auto run = source.run(0, 0, 0, keys);
+    even_ = run.count == keys;
+    in_place_ = std::is_same_v<Element, Number> && (run.column_stride == 1 || width_ <= 1) &&
+                (run.row_stride == width_ || readers <= 16);
+  }
+
+  /// Whether no copy is ever made.
+  bool in_place() const { return in_place_ && even_; }
+
+  /// Rows first .. first + count-1 of a head, in the buffer of count * width numbers if need be.
+  Rows<Number> get(Index batch, Index head, Index first, Index count, Number* buffer) const {
+    if constexpr (std::is_same_v<Element, Number>) {
+      if (in_place_) {
+        const auto run = source_.run(batch, head, first, count);
+        if (run.count == count) return {run.data, run.row_stride};
+      }
+    }
+    for_each_source_run(source_, batch, head, first, count,
+                        [&](Index at, const auto& run) { copy(run, buffer + at * width_); });
+    return {buffer, width_};
+  }
+
+ private:
+  void copy(const Run<Element>& run, Number* to) const {
+    using L = Lanes<Number>;
+    for (Index r = 0; r < run.count; ++r, to += width_) {
+      const Element* from = run.row(r);
+      Index c = 0;
+      if (run.column_stride == 1) {
+        for (; c + L::size <= width_; c += L::size) load_widened<Number>(from + c).store(to + c);
+      }
+      for (; c < width_; ++c) to[c] = static_cast<Number>(from[c * run.column_stride]);
+    }
+  }
+
+  const Source& source_;
+  Index width_;
+  bool even_ = true, in_place_ = true;
+};
+
+}  // namespace heed::detail
