@@ -160,5 +160,45 @@ TEST(Modifiers, RefuseParametersThatDoNotFit) {
   refused(dot_product() | softcap(5) | alibi(vector_of<float>(11, 1)), {"heed::", "11", "3"});
 }
 
+TEST(ScoreMod, AnIndexIsARealNumberOnEveryPath) {
+  // (j - i) / 2 of whole numbers would be 1 less a half where j - i is odd.
+  const Inputs in({.queries = 40, .keys = 37, .dim = 16, .width = 16});
+  const auto q = make<float, 2>(in.query), k = make<float, 2>(in.key), v = make<float, 2>(in.value);
+  const std::vector<float> table = {.5F, -1};
+  const auto score = scaled_dot_product() | score_mod([&](auto s, auto, auto h, auto i, auto j) {
+                       return s + (j - i) / 2 - table[static_cast<std::size_t>(Index(h))] +
+                              modulo(j - i, 2) * 3 - j / 8;
+                     });
+  const auto formula = [&](const auto& p) {
+    const auto apart = static_cast<double>(p.j - p.i);
+    return scaled_dot()(p) + apart / 2 - .5 + static_cast<double>((p.j + p.i) % 2) * 3 -
+           static_cast<double>(p.j) / 8;
+  };
+  const Expected<float> expected(in.query, in.key, in.value, formula, everything());
+  EXPECT_TRUE(expected.accepts(attention(q, k, v, score)));
+  EXPECT_TRUE(expected.accepts(attention_with_weights(q, k, v, score).output));
+  // One query has a loop of its own.
+  const auto one = attention(Matrix<float>(q.row(0)), k, v, score);
+  EXPECT_TRUE(near(reference(one), rows(expected.output, 0, 1), expected.output_bound));
+  // Where the indices are declared whole numbers, they are, on every path.
+  const auto whole = scaled_dot_product() | score_mod([](auto s, Index, Index, Index i, Index j) {
+                       return s + static_cast<float>((j - i) / 2);
+                     });
+  EXPECT_TRUE(near(reference(attention(q, k, v, whole)),
+                   reference(attention_with_weights(q, k, v, whole).output), 1e-5));
+}
+
+TEST(ScoreMod, Modulo) {
+  EXPECT_EQ(modulo(7, 3), 1);
+  EXPECT_EQ(modulo(-7, 3), 2);
+  EXPECT_EQ(modulo(-7.F, 3), 2);
+  EXPECT_EQ(modulo(6.F, 3), 0);
+  EXPECT_EQ(modulo(16777215.F, 5), 0);
+  using L = detail::Lanes<float>;
+  float lanes[L::size];
+  modulo(L::counting(-5), 3).store(lanes);
+  for (Index n = 0; n < L::size; ++n) EXPECT_EQ(lanes[n], static_cast<float>((n - 5 + 300) % 3));
+}
+
 }  // namespace
 }  // namespace heed::test

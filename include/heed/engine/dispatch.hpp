@@ -155,6 +155,7 @@ struct Call {
   void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
     using Unit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
     bind<Unit>(score, mask, options, make, [&](const auto& call) {
+      if (problem.batch * problem.heads * problem.queries == 0) return;
       run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
     });
   }

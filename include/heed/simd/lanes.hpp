@@ -36,6 +36,22 @@ EIGEN_ALWAYS_INLINE __m256d packet_multiply_add(__m256d a, __m256d b, __m256d c)
 }
 #endif
 
+/// Square roots by the processor's instruction: Eigen 3.4 multiplies by an estimate of the inverse
+/// root instead, which gives NaN for infinity.
+template <class Packet>
+EIGEN_ALWAYS_INLINE Packet packet_sqrt(const Packet& a) {
+  return Eigen::internal::psqrt(a);
+}
+#if defined(__SSE2__)
+EIGEN_ALWAYS_INLINE __m128 packet_sqrt(__m128 a) { return _mm_sqrt_ps(a); }
+#endif
+#if defined(__AVX__)
+EIGEN_ALWAYS_INLINE __m256 packet_sqrt(__m256 a) { return _mm256_sqrt_ps(a); }
+#endif
+#if defined(__AVX512F__)
+EIGEN_ALWAYS_INLINE __m512 packet_sqrt(__m512 a) { return _mm512_sqrt_ps(a); }
+#endif
+
 template <class Scalar>
 struct LaneMask;
 
@@ -145,7 +161,7 @@ struct Lanes {
     return of(Eigen::internal::pmin(a.packet, b.packet));
   }
   EIGEN_ALWAYS_INLINE friend Lanes abs(Lanes a) { return of(Eigen::internal::pabs(a.packet)); }
-  EIGEN_ALWAYS_INLINE friend Lanes sqrt(Lanes a) { return of(Eigen::internal::psqrt(a.packet)); }
+  EIGEN_ALWAYS_INLINE friend Lanes sqrt(Lanes a) { return of(packet_sqrt(a.packet)); }
 
   EIGEN_ALWAYS_INLINE friend Scalar sum_of_lanes(Lanes a) {
     return Eigen::internal::predux(a.packet);
