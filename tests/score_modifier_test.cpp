@@ -170,9 +170,10 @@ TEST(ScoreMod, AnIndexIsARealNumberOnEveryPath) {
                               modulo(j - i, 2) * 3 - j / 8;
                      });
   const auto formula = [&](const auto& p) {
-    const auto apart = static_cast<double>(p.j - p.i);
-    return scaled_dot()(p) + apart / 2 - .5 + static_cast<double>((p.j + p.i) % 2) * 3 -
-           static_cast<double>(p.j) / 8;
+    using Real = RealOf<decltype(p)>;
+    const auto apart = static_cast<Real>(p.j - p.i);
+    return scaled_dot()(p) + apart / 2 - Real(.5) + static_cast<Real>((p.j + p.i) % 2) * 3 -
+           static_cast<Real>(p.j) / 8;
   };
   const Expected<float> expected(in.query, in.key, in.value, formula, everything());
   EXPECT_TRUE(expected.accepts(attention(q, k, v, score)));

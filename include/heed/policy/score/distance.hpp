@@ -67,7 +67,7 @@ struct Gaussian : ScorePolicy {
     /// An infinitely far key has no weight, also where the width is so small that the factor is 0.
     template <class T>
     EIGEN_ALWAYS_INLINE T finish(const T& squares) const {
-      const T infinity(Number(std::numeric_limits<double>::infinity()));
+      const T infinity{Number(std::numeric_limits<double>::infinity())};
       return heed::select(squares == infinity, T(-infinity), T(squares * T(factor)));
     }
     template <class T>
