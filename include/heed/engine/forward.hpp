@@ -311,12 +311,16 @@ class Forward {
               Index head, Index first, Index count) const {
     constexpr Index lanes = Vectors * L::size;
     alignas(64) Number factor[lanes];
+    L zero(0);
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
-      softmax.normaliser(v, static_cast<Number>(call_.dropout.scale())).store(factor + v * L::size);
+      const L f = softmax.normaliser(v, static_cast<Number>(call_.dropout.scale()));
+      f.store(factor + v * L::size);
+      zero = fma(f, L(0), zero);
     }
-    unpack_lanes(space.output, factor, lanes, count, problem_.value_dim,
-                 slab(call_.output.output, batch, head), first);
+    bool finite = unpack_lanes(space.output, factor, lanes, count, problem_.value_dim,
+                               slab(call_.output.output, batch, head), first);
+    finite = finite && sum_of_lanes(zero) == 0;
     const auto& log_sum_exp = call_.output.log_sum_exp;
     if (log_sum_exp.data) {
       alignas(64) Number row[lanes];
@@ -324,25 +328,7 @@ class Forward {
       for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
       for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];
     }
-    if (!finite<Vectors>(space.output, factor)) {
-      define(space.output, factor, lanes, batch, head, first, count);
-    }
-  }
-
-  /// Whether sums of a panel and their factors are neither infinite nor NaN.
-  template <int Vectors>
-  bool finite(const Number* sums, const Number* factor) const {
-    L zero[4] = {0, 0, 0, 0};
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) zero[v] = L::load(factor + v * L::size) * L(0);
-    const Index numbers = problem_.value_dim * Vectors * L::size;
-    Index at = 0;
-    for (; at + 4 * L::size <= numbers; at += 4 * L::size) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) zero[i] = fma(L::load(sums + at + i * L::size), L(0), zero[i]);
-    }
-    for (; at < numbers; at += L::size) zero[0] = fma(L::load(sums + at), L(0), zero[0]);
-    return sum_of_lanes((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
+    if (!finite) define(space.output, factor, lanes, batch, head, first, count);
   }
 
   /// Those queries of a panel once more, by the definition.

@@ -74,35 +74,45 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
   }
 }
 
-/// x(first + lane, column) = panel[column][lane] * factor[lane] for lanes below count.
+/// x(first + lane, column) = panel[column][lane] * factor[lane] for lanes below count. Returns
+/// whether the panel, in these lanes, holds neither NaN nor infinity.
 template <class Accumulator, class Scalar>
-void unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lanes, Index count,
+bool unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lanes, Index count,
                   Index columns, const Slab<Scalar>& x, Index first) {
-  constexpr Index n = Lanes<Accumulator>::size;
+  using L = Lanes<Accumulator>;
+  constexpr Index n = L::size;
+  L zero[2] = {0, 0};  // times 0, NaN and infinity are NaN
+  Accumulator rest = 0;
   for (Index lane = 0; lane < count; lane += n) {
     Index column = 0;
     if (x.column_stride == 1 && lane + n <= count) {
       for (; column + n <= columns; column += n) {
         const Accumulator* from = panel + column * lanes + lane;
         Scalar* to = &x(first + lane, column);
-        const auto scale = Lanes<Accumulator>::load(factor + lane);
+        const auto scale = L::load(factor + lane);
+#pragma GCC unroll 16
+        for (Index c = 0; c < n; ++c) {
+          zero[c % 2] = fma(L::load(from + c * lanes), L(0), zero[c % 2]);
+        }
         if constexpr (std::is_same_v<Scalar, Accumulator>) {
           transpose_square(from, lanes, to, x.row_stride, scale);
         } else {
           alignas(64) Accumulator square[n * n];
           transpose_square(from, lanes, square, n, scale);
           for (Index r = 0; r < n; ++r) {
-            store_narrowed(Lanes<Accumulator>::load(square + r * n), to + r * x.row_stride);
+            store_narrowed(L::load(square + r * n), to + r * x.row_stride);
           }
         }
       }
     }
     for (Index l = lane; l < std::min(lane + n, count); ++l) {
       for (Index c = column; c < columns; ++c) {
+        rest += panel[c * lanes + l] * 0;
         x(first + l, c) = static_cast<Scalar>(panel[c * lanes + l] * factor[l]);
       }
     }
   }
+  return sum_of_lanes(zero[0] + zero[1]) + rest == 0;
 }
 
 /// Lays `count` rows of x with lanes over their columns: panel p of `PanelsOf` begins at

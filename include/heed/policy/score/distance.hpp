@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -64,11 +65,9 @@ struct Gaussian : ScorePolicy {
     Number factor, width_factor;  // -w^2 / 2 and its derivative
     Gradient gradient;
     auto parameters() const { return View<const Number, 1>{&factor, {1}, {1}}; }
-    /// An infinitely far key has no weight, also where the width is so small that the factor is 0.
     template <class T>
     EIGEN_ALWAYS_INLINE T finish(const T& squares) const {
-      const T infinity{Number(std::numeric_limits<double>::infinity())};
-      return heed::select(squares == infinity, T(-infinity), T(squares * T(factor)));
+      return squares * T(factor);
     }
     template <class T>
     EIGEN_ALWAYS_INLINE T finish_slope(const T&) const {
@@ -91,8 +90,14 @@ struct Gaussian : ScorePolicy {
     }
     const auto dw = detail::gradient_view<1>(gradient);
     using Bound = Finish<Number, std::remove_const_t<decltype(dw)>>;
+    auto factor = Number(w * w * Number(-0.5 * Unit::factor));
+    // An infinitely far key has no weight, also where the factor would be 0: 0 times infinity is
+    // NaN, the smallest number times infinity is infinite, and times anything else as good as 0.
+    if constexpr (std::is_floating_point_v<Number>) {
+      factor = std::min(factor, -std::numeric_limits<Number>::denorm_min());
+    }
     return detail::DistanceSimilarity<Number, Bound>(
-        Bound{Number(w * w * Number(-0.5 * Unit::factor)), Number(w * Number(-Unit::factor)), dw});
+        Bound{factor, Number(w * Number(-Unit::factor)), dw});
   }
 };
 
