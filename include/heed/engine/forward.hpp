@@ -318,9 +318,8 @@ class Forward {
       f.store(factor + v * L::size);
       zero = fma(f, L(0), zero);
     }
-    bool finite = unpack_lanes(space.output, factor, lanes, count, problem_.value_dim,
-                               slab(call_.output.output, batch, head), first);
-    finite = finite && sum_of_lanes(zero) == 0;
+    zero += unpack_lanes(space.output, factor, lanes, count, problem_.value_dim,
+                         slab(call_.output.output, batch, head), first);
     const auto& log_sum_exp = call_.output.log_sum_exp;
     if (log_sum_exp.data) {
       alignas(64) Number row[lanes];
@@ -328,7 +327,7 @@ class Forward {
       for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
       for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];
     }
-    if (!finite) define(space.output, factor, lanes, batch, head, first, count);
+    if (!(sum_of_lanes(zero) == 0)) define(space.output, factor, lanes, batch, head, first, count);
   }
 
   /// Those queries of a panel once more, by the definition.

@@ -80,7 +80,8 @@ EIGEN_DONT_INLINE void score_keys(const Similarity& similarity, const Scalar* qu
   }
 }
 
-/// output = fade * output + sum over keys of weight x value.
+/// output = fade * output + sum over keys of weight x value. The sum starts at 0 and the output is
+/// added last: a chain of additions over all tiles would add up their rounding errors.
 template <class Scalar, class Value>
 EIGEN_DONT_INLINE void add_weighted(const Scalar* weights, const Rows<Value>& values, Index count,
                                     Index width, Scalar fade, const Ahead& ahead, Scalar* output) {
@@ -92,7 +93,7 @@ EIGEN_DONT_INLINE void add_weighted(const Scalar* weights, const Rows<Value>& va
     Scalar* const to = output + v * L::size;
     L sum[Vectors];
 #pragma GCC unroll 16
-    for (int i = 0; i < Vectors; ++i) sum[i] = L(fade) * L::load(to + i * L::size);
+    for (int i = 0; i < Vectors; ++i) sum[i] = L(0);
     for (Index block = 0; block < count; block += block_keys) {
       const Index end = std::min(block + block_keys, count);
       if (v == 0) ahead.ask((count + block) / 2, (count + end) / 2);
@@ -106,7 +107,9 @@ EIGEN_DONT_INLINE void add_weighted(const Scalar* weights, const Rows<Value>& va
       }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < Vectors; ++i) sum[i].store(to + i * L::size);
+    for (int i = 0; i < Vectors; ++i) {
+      fma(L(fade), L::load(to + i * L::size), sum[i]).store(to + i * L::size);
+    }
   };
   const Index vectors = width / L::size;
   Index v = 0;

@@ -4,26 +4,21 @@
 #include <cmath>
 #include <limits>
 
+#include "heed/core/unit.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {
 
-/// Scores times log2(e), so that e^score is 2^score without a multiplication.
-struct BinaryUnits {
-  static constexpr double binary = 1;
-};
-/// Scores as they are. The difference to the maximum is multiplied, not the score: it is the
-/// smaller of the two, and so is its rounding error.
-struct NaturalUnits {
-  static constexpr double binary = log2_e;
-};
-
 /// Softmax over keys that arrive tile by tile, for Vectors * L::size queries side by side (Milakov
 /// and Gimelshein, "Online normalizer calculation for softmax", 2018). After each tile
 ///   sum = sum over keys so far of e^(score - largest),
-/// and what was accumulated with the previous `largest` is due `correction`.
-template <class Scalar, int Vectors, class Units>
+/// and what was accumulated with the previous `largest` has to be multiplied by `correction`.
+/// `Unit` is that of the scores.
+///
+/// Sums are taken in runs of 16 keys, these in tiles, these over all keys: a chain of n equal
+/// additions has a relative error of about sqrt(n / 3) roundings, three short chains of far less.
+template <class Scalar, int Vectors, class Unit>
 struct OnlineSoftmax {
   using L = Lanes<Scalar>;
   static constexpr Index lanes = Vectors * L::size;
@@ -43,7 +38,7 @@ struct OnlineSoftmax {
   /// Takes in count keys, whose largest scores are tile_max, and turns the scores into
   /// e^(score - largest). Scores of -infinity give exactly 0.
   void absorb(Scalar* scores, Index count, const Scalar* tile_max) {
-    L shift[Vectors], total[Vectors];
+    L shift[Vectors], faded[Vectors], total[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       const Index at = v * L::size;
@@ -54,26 +49,38 @@ struct OnlineSoftmax {
       const L fade = exp2_nonpositive((before - shift[v]) * L(binary));
       after.store(largest + at);
       fade.store(correction + at);
-      total[v] = fade * L::load(sum + at);
+      faded[v] = fade * L::load(sum + at);
+      total[v] = L(0);
     }
-    // Three or four vectors at a time: enough to fill the units, and they stay in registers.
-    for_each_tile<4 / Vectors>(count, [&]<int Keys>(Index key) __attribute__((always_inline)) {
-      L weight[Keys * Vectors];
-      Scalar* at = scores + key * lanes;
+    constexpr Index run = 16;
+    for (Index first = 0; first < count; first += run) {
+      L part[Vectors];
 #pragma GCC unroll 16
-      for (int i = 0; i < Keys * Vectors; ++i) {
-        weight[i] = L::load(at + i * L::size) - shift[i % Vectors];
-        if constexpr (binary != 1) weight[i] *= L(binary);
-      }
-      exp2_nonpositive(weight);
+      for (int v = 0; v < Vectors; ++v) part[v] = L(0);
+      // Three or four vectors at a time: enough to fill the units, and they stay in registers.
+      for_each_tile<4 / Vectors>(
+          std::min(first + run, count),
+          [&]<int Keys>(Index key) __attribute__((always_inline)) {
+            L weight[Keys * Vectors];
+            Scalar* at = scores + key * lanes;
 #pragma GCC unroll 16
-      for (int i = 0; i < Keys * Vectors; ++i) {
-        weight[i].store(at + i * L::size);
-        total[i % Vectors] += weight[i];
-      }
-    });
+            for (int i = 0; i < Keys * Vectors; ++i) {
+              weight[i] = L::load(at + i * L::size) - shift[i % Vectors];
+              if constexpr (binary != 1) weight[i] *= L(binary);
+            }
+            exp2_nonpositive(weight);
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) total[v].store(sum + v * L::size);
+            for (int i = 0; i < Keys * Vectors; ++i) {
+              weight[i].store(at + i * L::size);
+              part[i % Vectors] += weight[i];
+            }
+          },
+          first);
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) total[v] += part[v];
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) (faded[v] + total[v]).store(sum + v * L::size);
   }
 
   /// What turns accumulated values into the output: scale / sum, and 0 for a query without keys.
@@ -90,12 +97,12 @@ struct OnlineSoftmax {
   }
 
  private:
-  static constexpr double binary = Units::binary;
+  static constexpr double binary = Unit::binary;
 };
 
 /// What one query has summed up over some keys: the largest score, the sum of e^(score - largest),
 /// and with these weights the sum of the values.
-template <class Scalar, class Units>
+template <class Scalar, class Unit>
 struct QuerySums {
   using L = Lanes<Scalar>;
   static constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
@@ -113,8 +120,8 @@ struct QuerySums {
   }
 
   /// Takes in count keys and turns their scores, up to a whole vector, into e^(score - largest).
-  /// What was accumulated before is due the result. The online softmax of OnlineSoftmax, with keys
-  /// in the lanes.
+  /// Returns what the accumulated output has to be multiplied by. The online softmax of
+  /// OnlineSoftmax, with keys in the lanes.
   EIGEN_DONT_INLINE Scalar absorb(Scalar* scores, Index count) const {
     const Index vectors = (count + L::size - 1) / L::size;
     std::fill(scores + count, scores + vectors * L::size, -infinity);
@@ -124,7 +131,7 @@ struct QuerySums {
     L total(0);
     for (Index v = 0; v < vectors; ++v) {
       const L weight =
-          exp2_nonpositive((L::load(scores + v * L::size) - L(shift())) * L(Units::binary));
+          exp2_nonpositive((L::load(scores + v * L::size) - L(shift())) * L(Unit::binary));
       weight.store(scores + v * L::size);
       total += weight;
     }
@@ -141,18 +148,19 @@ struct QuerySums {
 
   Scalar log_sum_exp() const {
     if (*sum == 0) return -infinity;
-    return *largest * static_cast<Scalar>(ln_2 * Units::binary) + std::log(*sum);
+    return *largest * static_cast<Scalar>(ln_2 * Unit::binary) + std::log(*sum);
   }
 
  private:
   /// -inf - (-inf) is NaN, so a query that has seen no key subtracts 0.
   Scalar shift() const { return *largest == -infinity ? 0 : *largest; }
 
-  /// Raises `largest` to the score given; what was accumulated before is due the result.
+  /// Raises `largest` to the score given; returns what was accumulated before has to be multiplied
+  /// by.
   Scalar raise(Scalar score) const {
     const Scalar before = *largest;
     *largest = std::max(before, score);
-    return std::exp2((before - shift()) * static_cast<Scalar>(Units::binary));
+    return std::exp2((before - shift()) * static_cast<Scalar>(Unit::binary));
   }
 };
 

@@ -14,7 +14,8 @@ struct QueryPanel {
 };
 
 /// sums[row][c] += sum over queries i of pairs[row][i] * features[i][c], for the columns of one
-/// panel of features; fresh sums start at 0. `pairs` holds each panel of queries as [row][lane],
+/// panel of features; the sum over the block is taken first and then added, or written where the
+/// sums are fresh. `pairs` holds each panel of queries as [row][lane],
 /// `capacity` rows of them.
 template <int Vectors, class Accumulator>
 EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
@@ -26,11 +27,9 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
     L sum[Rows][Vectors];
     Accumulator* to = sums + j * width;
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
+    for (auto& row : sum) {
 #pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) {
-        sum[r][v] = fresh ? L(0) : L::load(to + r * width + v * L::size);
-      }
+      for (L& vector : row) vector = L(0);
     }
     // The next sums, which the products of the next rows would wait for.
     fetch(to + Rows * width, Rows * width);
@@ -60,7 +59,10 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) sum[r][v].store(to + r * width + v * L::size);
+      for (int v = 0; v < Vectors; ++v) {
+        Accumulator* at = to + r * width + v * L::size;
+        (fresh ? sum[r][v] : sum[r][v] + L::load(at)).store(at);
+      }
     }
   });
 }

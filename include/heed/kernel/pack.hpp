@@ -75,44 +75,44 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
 }
 
 /// x(first + lane, column) = panel[column][lane] * factor[lane] for lanes below count. Returns
-/// whether the panel, in these lanes, holds neither NaN nor infinity.
+/// zeros, or NaN where the panel holds NaN or infinity in the vectors of these lanes.
 template <class Accumulator, class Scalar>
-bool unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lanes, Index count,
-                  Index columns, const Slab<Scalar>& x, Index first) {
+Lanes<Accumulator> unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lanes,
+                                Index count, Index columns, const Slab<Scalar>& x, Index first) {
   using L = Lanes<Accumulator>;
   constexpr Index n = L::size;
-  L zero[2] = {0, 0};  // times 0, NaN and infinity are NaN
-  Accumulator rest = 0;
+  L zero[4] = {0, 0, 0, 0};  // times 0, NaN and infinity are NaN
+  const auto look = [&](const Accumulator* at, L& sum)
+                        __attribute__((always_inline)) { sum = fma(L::load(at), L(0), sum); };
   for (Index lane = 0; lane < count; lane += n) {
+    const Index rows = std::min(n, count - lane);
     Index column = 0;
-    if (x.column_stride == 1 && lane + n <= count) {
-      for (; column + n <= columns; column += n) {
-        const Accumulator* from = panel + column * lanes + lane;
-        Scalar* to = &x(first + lane, column);
-        const auto scale = L::load(factor + lane);
+    for (; x.column_stride == 1 && column + n <= columns; column += n) {
+      const Accumulator* from = panel + column * lanes + lane;
+      Scalar* to = &x(first + lane, column);
+      const auto scale = L::load(factor + lane);
 #pragma GCC unroll 16
-        for (Index c = 0; c < n; ++c) {
-          zero[c % 2] = fma(L::load(from + c * lanes), L(0), zero[c % 2]);
-        }
-        if constexpr (std::is_same_v<Scalar, Accumulator>) {
+      for (Index c = 0; c < n; ++c) look(from + c * lanes, zero[c % 4]);
+      if constexpr (std::is_same_v<Scalar, Accumulator>) {
+        if (rows == n) {
           transpose_square(from, lanes, to, x.row_stride, scale);
-        } else {
-          alignas(64) Accumulator square[n * n];
-          transpose_square(from, lanes, square, n, scale);
-          for (Index r = 0; r < n; ++r) {
-            store_narrowed(L::load(square + r * n), to + r * x.row_stride);
-          }
+          continue;
         }
       }
+      alignas(64) Accumulator square[n * n];
+      transpose_square(from, lanes, square, n, scale);
+      for (Index r = 0; r < rows; ++r) {
+        store_narrowed(L::load(square + r * n), to + r * x.row_stride);
+      }
     }
-    for (Index l = lane; l < std::min(lane + n, count); ++l) {
-      for (Index c = column; c < columns; ++c) {
-        rest += panel[c * lanes + l] * 0;
-        x(first + l, c) = static_cast<Scalar>(panel[c * lanes + l] * factor[l]);
+    for (; column < columns; ++column) {
+      look(panel + column * lanes + lane, zero[0]);
+      for (Index l = lane; l < lane + rows; ++l) {
+        x(first + l, column) = static_cast<Scalar>(panel[column * lanes + l] * factor[l]);
       }
     }
   }
-  return sum_of_lanes(zero[0] + zero[1]) + rest == 0;
+  return (zero[0] + zero[1]) + (zero[2] + zero[3]);
 }
 
 /// Lays `count` rows of x with lanes over their columns: panel p of `PanelsOf` begins at
