@@ -1,7 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstddef>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <Eigen/Core>
@@ -13,7 +16,11 @@ using Eigen::Index;
 inline std::string text(const char* s) { return s; }
 inline std::string text(std::string s) { return s; }
 inline std::string text(Index n) { return std::to_string(n); }
-inline std::string text(double x) { return std::to_string(x); }
+/// The shortest text that reads back as the same number.
+inline std::string text(double x) {
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};
+}
 
 template <std::size_t Rank>
 std::string text(const std::array<Index, Rank>& shape) {
@@ -29,6 +36,25 @@ std::string text(const std::array<Index, Rank>& shape) {
 template <class... Parts>
 [[noreturn]] EIGEN_DONT_INLINE void fail(const char* function, const Parts&... parts) {
   throw std::invalid_argument((std::string("heed::") + function + ": " + ... + text(parts)));
+}
+
+/// Refuses extents that are negative, and shapes with so many elements that an address would
+/// overflow. `name` tells the tensor.
+template <std::size_t Rank>
+EIGEN_ALWAYS_INLINE void check_extents(const char* function, const char* name,
+                                       const std::array<Index, Rank>& shape) {
+  // The largest elements that are addressed have 16 bytes.
+  constexpr Index most = std::numeric_limits<Index>::max() / 16;
+  Index product = 1;
+  bool overflows = false, negative = false, empty = false;
+  for (const Index extent : shape) {
+    negative = negative || extent < 0;
+    empty = empty || extent == 0;
+    overflows = overflows || (extent > 0 && product > most / extent);
+    if (!overflows) product *= std::max<Index>(extent, 1);
+  }
+  if (negative) fail(function, name, " has a negative extent: ", shape);
+  if (overflows && !empty) fail(function, name, " has more elements than memory: ", shape);
 }
 
 /// A gradient has the shape of what it is a gradient of, `what`.

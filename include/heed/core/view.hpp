@@ -34,15 +34,15 @@ struct View {
   static constexpr int Rank = Rank_;
 
   Scalar_* data = nullptr;
-  std::array<Index, Rank_> shape{};
-  std::array<Index, Rank_> strides{};
+  std::array<Index, static_cast<std::size_t>(Rank_)> shape{};
+  std::array<Index, static_cast<std::size_t>(Rank_)> strides{};
 
   template <class... Indices>
     requires(sizeof...(Indices) == Rank_)
   Scalar_& operator()(Indices... indices) const {
+    const std::array<Index, static_cast<std::size_t>(Rank_)> at{static_cast<Index>(indices)...};
     Index offset = 0;
-    std::size_t axis = 0;
-    ((offset += static_cast<Index>(indices) * strides[axis++]), ...);
+    for (std::size_t axis = 0; axis < at.size(); ++axis) offset += at[axis] * strides[axis];
     return data[offset];
   }
 
@@ -66,8 +66,13 @@ inline constexpr bool is_view = false;
 template <class Scalar, int Rank>
 inline constexpr bool is_view<View<Scalar, Rank>> = true;
 
+template <class Derived>
+void as_dense(const Eigen::DenseBase<Derived>&);
+template <class Derived>
+void as_plain(const Eigen::PlainObjectBase<Derived>&);
+
 template <class T>
-concept EigenDense = std::derived_from<T, Eigen::DenseBase<T>>;
+concept EigenDense = requires(const T& x) { as_dense(x); };
 
 template <class T>
 concept EigenDirect = EigenDense<T> && bool(T::Flags & Eigen::DirectAccessBit);
@@ -83,6 +88,18 @@ concept EigenTensor = EigenTensorLike<T> && requires(T& x) {
   x.data();
   x.dimensions();
 };
+
+template <class T>
+inline constexpr bool owns_tensor = false;
+template <class Scalar, int Rank, int Options, class IndexType>
+inline constexpr bool owns_tensor<Eigen::Tensor<Scalar, Rank, Options, IndexType>> = true;
+template <class Scalar, class Dimensions, int Options, class IndexType>
+inline constexpr bool owns_tensor<Eigen::TensorFixedSize<Scalar, Dimensions, Options, IndexType>> =
+    true;
+
+/// What holds its elements itself, so that they go when it goes.
+template <class T>
+inline constexpr bool owns_elements = owns_tensor<T> || requires(const T& x) { as_plain(x); };
 
 /// Order of a result that takes after T: RowMajor unless T is a column-major tensor.
 template <class T>
@@ -102,10 +119,12 @@ inline constexpr bool dependent_false = false;
 /// View of an Eigen::Tensor, TensorMap, Matrix, Array, Map, Ref, Transpose or Block, of either
 /// storage order, without a copy; it is valid as long as the elements of x are. A matrix or vector
 /// has rank 2. A View stays as it is. Refused at compile time: what has no elements in memory, as
-/// the expression `2 * a`.
+/// the expression `2 * a`, and a temporary that owns its elements, which the View would outlive.
 template <class T>
 EIGEN_ALWAYS_INLINE auto view(T&& x) {
   using Plain = std::remove_cvref_t<T>;
+  static_assert(std::is_lvalue_reference_v<T> || !detail::owns_elements<Plain>,
+                "heed: a View would outlive the elements of this temporary; give it a name");
   if constexpr (detail::is_view<Plain>) {
     return Plain(x);
   } else if constexpr (detail::EigenDense<Plain>) {
@@ -155,6 +174,13 @@ using ScalarOf = typename ViewOf<const T>::Scalar;
 template <class Scalar>
 using Accumulator = std::conditional_t<
     std::is_same_v<Scalar, Eigen::half> || std::is_same_v<Scalar, Eigen::bfloat16>, float, Scalar>;
+
+/// Refuses integers, in which there is no softmax.
+template <class Scalar>
+constexpr void check_number_type() {
+  static_assert(!std::is_integral_v<Scalar>,
+                "heed: softmax and attention take no integers; cast them to float or double");
+}
 
 /// The type of a result: rank 1 a Vector, rank 2 a Matrix, above a Tensor of the given order.
 template <class Scalar, int Rank, int Order>
@@ -236,11 +262,29 @@ void for_each_row(const std::array<Index, 4>& shape, const Body& body) {
   }
 }
 
-/// How a policy keeps an argument: a temporary or a View is kept by value, anything else is
-/// referred to and must outlive the policy.
+template <class T>
+inline constexpr bool is_map = false;
+template <class Plain, int Options, class Stride>
+inline constexpr bool is_map<Eigen::Map<Plain, Options, Stride>> = true;
+
+template <class T>
+struct KeptTemporary {
+  using type = T;
+};
+/// A block, a transpose or a Ref may look at the elements of another temporary.
+template <EigenDense T>
+  requires(!owns_elements<T> && !is_map<T>)
+struct KeptTemporary<T> {
+  using type = typename T::PlainObject;
+};
+
+/// How a policy keeps an argument: a named object is referred to and must outlive the policy; a
+/// View and a temporary are kept by value, a temporary that looks at others' elements as a copy of
+/// these.
 template <class T>
 using Kept = std::conditional_t<std::is_lvalue_reference_v<T> && !is_view<std::remove_cvref_t<T>>,
-                                const std::remove_reference_t<T>&, std::remove_cvref_t<T>>;
+                                const std::remove_reference_t<T>&,
+                                typename KeptTemporary<std::remove_cvref_t<T>>::type>;
 
 }  // namespace detail
 
@@ -248,7 +292,7 @@ using Kept = std::conditional_t<std::is_lvalue_reference_v<T> && !is_view<std::r
 /// Throws std::invalid_argument where heads does not divide the last axis.
 template <class T>
 auto split_heads(T&& x, Index heads) {
-  const auto packed = view(x);
+  const auto packed = view(std::forward<T>(x));
   static_assert(decltype(packed)::Rank == 3, "heed: split_heads takes a tensor of rank 3");
   if (heads < 1 || packed.shape[2] % heads != 0) {
     detail::fail("split_heads", "axis 2 of ", packed.shape, " does not divide into ", heads,
@@ -265,7 +309,7 @@ auto split_heads(T&& x, Index heads) {
 /// x with its last two axes swapped, without a copy.
 template <class T>
 auto transposed(T&& x) {
-  auto result = view(x);
+  auto result = view(std::forward<T>(x));
   constexpr std::size_t last = decltype(result)::Rank - 1;
   static_assert(last >= 1, "heed: transposed takes a tensor of rank 2 to 4");
   std::swap(result.shape[last - 1], result.shape[last]);

@@ -42,6 +42,9 @@ Problem check_shapes(const char* function, const std::array<Index, R>& query,
            ", ", b_name, " is ", b);
     }
   };
+  check_extents(function, "query", query);
+  check_extents(function, "key", key);
+  check_extents(function, "value", value);
   Problem problem{function,     1, 1, 1, query[R - 2], key[R - 2], query[R - 1], key[R - 1],
                   value[R - 1], R};
   require_equal(R - 2, "their number of keys", "key", key, "value", value);
@@ -80,6 +83,7 @@ constexpr void check_types() {
   static_assert(std::is_same_v<Accumulate, Accumulator<ScalarOf<K>>> &&
                     std::is_same_v<Accumulate, Accumulator<ScalarOf<V>>>,
                 "heed: query, key and value are of one number type (half, bfloat16 and float mix)");
+  check_number_type<Accumulate>();
 }
 
 /// A vector of parameters, or a tensor of them, as rank 4.
@@ -98,12 +102,24 @@ void check_trained(const char* function, const Bound& bound, const Others& other
       fail(function, "the gradient of ", bound.parameter_name, " has shape ", bound.gradient.shape,
            ", but the parameter has shape ", parameters.shape);
     }
+    auto gradient = spread(bound.gradient);
+    // An axis of extent 1 that repeats over the scores.
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      if (gradient.shape[axis] == 1) gradient.strides[axis] = 0;
+    }
+    check_writable(function, gradient, "the gradient of a parameter");
     const auto check = [&](const auto& x, const char* name) {
-      check_not_aliased(function, spread(bound.gradient), x, name, "the gradient of a parameter");
+      check_not_aliased(function, gradient, x, name, "the gradient of a parameter");
     };
     check(spread(parameters), bound.parameter_name);
     others(check);
   }
+}
+
+/// check(view, name) for the parameters of a bound score or modifier.
+template <class Bound, class Check>
+void for_each_parameters(const Bound& bound, const Check& check) {
+  if constexpr (has_parameters<Bound>) check(spread(bound.parameters()), bound.parameter_name);
 }
 
 /// One call of attention: its tensors as rank 4, checked, with score, mask and dropout made for it.
@@ -134,8 +150,14 @@ struct Call {
     shape[rank - 1] = problem.keys;
     return shape;
   }
-  auto make_output() const { return make_result<ScalarOf<Q>, Q>(output_shape()); }
-  auto make_weights() const { return make_result<ScalarOf<Q>, Q>(weights_shape()); }
+  auto make_output() const {
+    check_extents(problem.function, "the output", output_shape());
+    return make_result<ScalarOf<Q>, Q>(output_shape());
+  }
+  auto make_weights() const {
+    check_extents(problem.function, "the weights", weights_shape());
+    return make_result<ScalarOf<Q>, Q>(weights_shape());
+  }
   auto make_log_sum_exp() const {
     std::array<Index, rank - 1> shape;
     std::copy_n(query_shape.begin(), rank - 1, shape.begin());
@@ -155,6 +177,12 @@ struct Call {
   void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
     using Unit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
     bind<Unit>(score, mask, options, make, [&](const auto& call) {
+      const auto check = [&](const auto& parameters, const char* name) {
+        check_not_aliased(problem.function, call.output.output, parameters, name);
+      };
+      for_each_parameters(call.score.similarity, check);
+      std::apply([&](const auto&... modifier) { (for_each_parameters(modifier, check), ...); },
+                 call.score.modifiers);
       if (problem.batch * problem.heads * problem.queries == 0) return;
       run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
     });

@@ -54,6 +54,7 @@ struct AdditiveAttention {
   template <class Q, class K, class V, class M = NoMask>
   auto operator()(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                   const AttentionOptions& options = {}) const {
+    check_weights("AdditiveAttention");
     return attention(query_projection(q, options.pool), key_projection(k, options.pool), v,
                      additive(score_weight), mask, options);
   }
@@ -62,6 +63,7 @@ struct AdditiveAttention {
   template <class Q, class K, class V, class M = NoMask>
   auto forward_with_weights(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                             const AttentionOptions& options = {}) const {
+    check_weights("AdditiveAttention");
     return attention_with_weights(query_projection(q, options.pool),
                                   key_projection(k, options.pool), v, additive(score_weight), mask,
                                   options);
@@ -71,6 +73,7 @@ struct AdditiveAttention {
   template <class Q, class K, class V, class M = NoMask>
   auto forward(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                const AttentionOptions& options = {}) const {
+    check_weights("AdditiveAttention");
     auto query = query_projection(q, options.pool);
     auto key = key_projection(k, options.pool);
     auto pass = attention_forward(query, key, v, additive(score_weight), mask, options);
@@ -88,6 +91,7 @@ struct AdditiveAttention {
   template <class Q, class K, class V, class M, class G>
   auto backward(const AdditivePass<Scalar, Q, K, V, M>& pass, const G& grad_output) const {
     constexpr const char* function = "AdditiveAttention::backward";
+    check_weights(function);
     const auto& in = pass.inputs;
     detail::check_projected(function, "query", in.query, pass.projected_query, query_projection);
     detail::check_projected(function, "key", in.key, pass.projected_key, key_projection);
@@ -117,6 +121,18 @@ struct AdditiveAttention {
     Linear<Scalar>::visit(module.query_projection, gradients.query_projection, visitor);
     Linear<Scalar>::visit(module.key_projection, gradients.key_projection, visitor);
     visitor(module.score_weight, gradients.score_weight);
+  }
+
+ private:
+  /// The weights are public: whatever they are now has to fit together.
+  void check_weights(const char* function) const {
+    const Index hidden = score_weight.size();
+    if (hidden < 1 || query_projection.out_features() != hidden ||
+        key_projection.out_features() != hidden) {
+      detail::fail(function, "the projections give ", query_projection.out_features(),
+                   " features of queries and ", key_projection.out_features(),
+                   " of keys for a score_weight of ", hidden, " (all three are the hidden width)");
+    }
   }
 };
 

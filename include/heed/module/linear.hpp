@@ -43,7 +43,8 @@ struct Linear {
     return result;
   }
 
-  /// Writes y into out, of the shape (..., out), on the threads of the pool.
+  /// Writes y into out, of the shape (..., out), on the threads of the pool. out shares no elements
+  /// with x or the parameters.
   template <class Out, class X>
   void into(Out&& out, const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
     check("Linear", view(x).shape);
@@ -53,6 +54,9 @@ struct Linear {
       detail::fail("Linear", "the output has shape ", view(out).shape, ", but Linear gives ",
                    expected);
     }
+    detail::check_writable("Linear", detail::rank4(out), "the output");
+    detail::check_not_aliased("Linear", detail::rank4(out), detail::rank4(x), "x");
+    check_apart("Linear", detail::rank4(out), "the output");
     const auto [from, to] = rows_together(detail::rank4(x), detail::rank4(out));
     detail::multiply(from, transposed(over(weight, from)), to, pool);
     if (bias.size() == 0) return;
@@ -75,7 +79,8 @@ struct Linear {
     return result;
   }
 
-  /// Writes the gradients of x, into a tensor or View of its shape, and of the parameters.
+  /// Writes the gradients of x, into a tensor or View of its shape, and of the parameters, neither
+  /// of which shares elements with the other, with what is read or with this module.
   template <class GradX, class X, class G>
   void backward_into(GradX&& grad_x, Linear& parameters, const X& x, const G& grad_y,
                      Eigen::ThreadPoolInterface* pool = nullptr) const {
@@ -91,9 +96,22 @@ struct Linear {
     expected.back() = out_features();
     detail::check_gradient_shape(function, "the output", expected, view(grad_y).shape);
     detail::check_gradient_shape(function, "x", view(x).shape, view(grad_x).shape);
-    detail::check_not_aliased(function, detail::rank4(grad_x), detail::rank4(x), "x");
+    detail::check_writable(function, detail::rank4(grad_x), "the gradient of x");
+    detail::check_not_aliased(function, detail::rank4(grad_x), detail::rank4(x), "x",
+                              "the gradient of x");
     detail::check_not_aliased(function, detail::rank4(grad_x), detail::rank4(grad_y),
-                              "the gradient of y");
+                              "the gradient of y", "the gradient of x");
+    check_apart(function, detail::rank4(grad_x), "the gradient of x");
+    for (const auto& gradient :
+         {detail::rank4(parameters.weight), detail::rank4(parameters.bias)}) {
+      constexpr const char* name = "the gradient of the parameters";
+      detail::check_not_aliased(function, gradient, detail::rank4(x), "x", name);
+      detail::check_not_aliased(function, gradient, detail::rank4(grad_y), "the gradient of y",
+                                name);
+      detail::check_not_aliased(function, gradient, detail::rank4(grad_x), "the gradient of x",
+                                name);
+      check_apart(function, gradient, name);
+    }
     const auto [dy, dx] = rows_together(detail::rank4(grad_y), detail::rank4(grad_x));
     detail::multiply(dy, over(weight, dy), dx, pool);
     parameters.weight.resize(out_features(), in_features());
@@ -111,6 +129,7 @@ struct Linear {
  private:
   template <std::size_t Rank>
   void check(const char* function, const std::array<Index, Rank>& shape) const {
+    detail::check_extents(function, "x", shape);
     if (shape.back() != in_features()) {
       detail::fail(function, "x has ", shape.back(), " features (last axis) for ", in_features(),
                    " inputs; x is ", shape, ", the weight (", out_features(), ", ", in_features(),
@@ -120,6 +139,13 @@ struct Linear {
       detail::fail(function, "the bias has ", bias.size(), " entries for ", out_features(),
                    " outputs");
     }
+  }
+
+  /// Refuses what shares elements with the parameters.
+  template <class Out>
+  void check_apart(const char* function, const View<Out, 4>& out, const char* name) const {
+    detail::check_not_aliased(function, out, detail::rank4(weight), "the weight", name);
+    detail::check_not_aliased(function, out, detail::rank4(bias), "the bias", name);
   }
 
   using Accumulate = detail::Accumulator<Scalar>;

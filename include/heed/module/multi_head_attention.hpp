@@ -19,11 +19,12 @@ namespace heed {
 
 struct MultiHeadConfig {
   Index embed_dim = 0;     ///< width of queries and outputs
-  Index num_heads = 1;     ///< divides embed_dim
+  Index num_heads = 1;     ///< divides embed_dim, unless head_dim is given
   Index num_kv_heads = 0;  ///< divides num_heads; 0: num_heads
   Index key_dim = 0;       ///< width of the keys given; 0: embed_dim
   Index value_dim = 0;     ///< width of the values given; 0: embed_dim
   bool bias = false;       ///< of all four projections
+  Index head_dim = 0;      ///< width of a head; 0: embed_dim / num_heads
 };
 
 /// What a pass through MultiHeadAttention gives; all but the output is what backward needs.
@@ -42,10 +43,10 @@ struct MultiHeadPass {
 /// (Vaswani et al., 2017), with fewer key/value heads if wanted (Ainslie et al., "GQA", 2023).
 template <class Scalar>
 struct MultiHeadAttention {
-  Linear<Scalar> query_projection;   ///< (embed_dim, embed_dim)
+  Linear<Scalar> query_projection;   ///< (num_heads * head_dim, embed_dim)
   Linear<Scalar> key_projection;     ///< (num_kv_heads * head_dim, key_dim)
   Linear<Scalar> value_projection;   ///< (num_kv_heads * head_dim, value_dim)
-  Linear<Scalar> output_projection;  ///< (embed_dim, embed_dim)
+  Linear<Scalar> output_projection;  ///< (embed_dim, num_heads * head_dim)
 
   MultiHeadAttention() = default;
   /// Xavier weights from the seed, drawn in the order of the members; biases start at 0.
@@ -57,12 +58,12 @@ struct MultiHeadAttention {
     if (config_.value_dim == 0) config_.value_dim = config_.embed_dim;
     const auto& c = config_;
     if (c.embed_dim < 1 || c.num_heads < 1 || c.num_kv_heads < 1 || c.key_dim < 1 ||
-        c.value_dim < 1) {
+        c.value_dim < 1 || c.head_dim < 0) {
       detail::fail("MultiHeadAttention", "embed_dim ", c.embed_dim, ", num_heads ", c.num_heads,
-                   ", num_kv_heads ", c.num_kv_heads, ", key_dim ", c.key_dim, " and value_dim ",
-                   c.value_dim, " must be positive");
+                   ", num_kv_heads ", c.num_kv_heads, ", key_dim ", c.key_dim, ", value_dim ",
+                   c.value_dim, " and head_dim ", c.head_dim, " must be positive");
     }
-    if (c.embed_dim % c.num_heads != 0) {
+    if (c.head_dim == 0 && c.embed_dim % c.num_heads != 0) {
       detail::fail("MultiHeadAttention", "num_heads ", c.num_heads, " does not divide embed_dim ",
                    c.embed_dim);
     }
@@ -70,12 +71,12 @@ struct MultiHeadAttention {
       detail::fail("MultiHeadAttention", "num_kv_heads ", c.num_kv_heads,
                    " does not divide num_heads ", c.num_heads);
     }
-    const Index kv_width = c.embed_dim / c.num_heads * c.num_kv_heads;
+    if (c.head_dim == 0) config_.head_dim = c.embed_dim / c.num_heads;
     detail::Initialiser initialiser(seed);
-    query_projection = initialiser.linear<Scalar>(c.embed_dim, c.embed_dim, c.bias);
-    key_projection = initialiser.linear<Scalar>(c.key_dim, kv_width, c.bias);
-    value_projection = initialiser.linear<Scalar>(c.value_dim, kv_width, c.bias);
-    output_projection = initialiser.linear<Scalar>(c.embed_dim, c.embed_dim, c.bias);
+    for_each_projection(*this, [&](const char*, auto& projection, Index in, Index out) {
+      detail::check_extents("MultiHeadAttention", "a weight", std::array<Index, 2>{out, in});
+      projection = initialiser.linear<Scalar>(in, out, c.bias);
+    });
   }
 
   /// As given, with the defaults filled in.
@@ -141,6 +142,7 @@ struct MultiHeadAttention {
   template <class Q, class K, class V, class M, class G>
   auto backward(const MultiHeadPass<Scalar, Q, K, V, M>& pass, const G& grad_output) const {
     constexpr const char* function = "MultiHeadAttention::backward";
+    check_weights(function);
     const auto& in = pass.inputs;
     detail::check_projected(function, "query", in.query, pass.query, query_projection);
     detail::check_projected(function, "key", in.key, pass.key, key_projection);
@@ -188,6 +190,33 @@ struct MultiHeadAttention {
   }
 
  private:
+  /// body(name, projection, in, out) for the projections of a module, which the configuration wants
+  /// to have so many features.
+  static void for_each_projection(auto& module, const auto& body) {
+    const auto& c = module.config_;
+    const Index width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
+    body("query_projection", module.query_projection, c.embed_dim, width);
+    body("key_projection", module.key_projection, c.key_dim, kv_width);
+    body("value_projection", module.value_projection, c.value_dim, kv_width);
+    body("output_projection", module.output_projection, width, c.embed_dim);
+  }
+
+  /// The weights are public: whatever they are now has to fit the configuration.
+  void check_weights(const char* function) const {
+    if (config_.head_dim == 0) {
+      detail::fail(function, "the module has no configuration: it was made without one");
+    }
+    for_each_projection(*this, [&](const char* name, const Linear<Scalar>& projection, Index in,
+                                   Index out) {
+      const auto& [weight, bias] = projection;
+      if (weight.rows() != out || weight.cols() != in || (bias.size() != 0 && bias.size() != out)) {
+        detail::fail(function, name, " has a weight of (", weight.rows(), ", ", weight.cols(),
+                     ") and a bias of ", bias.size(), ", but the configuration wants (", out, ", ",
+                     in, ") and ", out, " or none");
+      }
+    });
+  }
+
   /// The projections, and room for what follows.
   template <class Q, class K, class V, class M>
   auto project(const Q& q, const K& k, const V& v, const M& mask,
@@ -195,7 +224,11 @@ struct MultiHeadAttention {
     detail::check_types<Q, K, V, DotProduct, M>();
     static_assert(detail::rank_of<Q> <= 3,
                   "heed: MultiHeadAttention takes (batch, seq, dim) or (seq, dim)");
+    check_weights("MultiHeadAttention");
     const auto query = as_batch(view(q)), key = as_batch(view(k)), value = as_batch(view(v));
+    detail::check_extents("MultiHeadAttention", "query", query.shape);
+    detail::check_extents("MultiHeadAttention", "key", key.shape);
+    detail::check_extents("MultiHeadAttention", "value", value.shape);
     const auto require = [&](bool fits, const char* what, const auto& given, Index width) {
       if (!fits) {
         detail::fail("MultiHeadAttention", what, " of shape ", given.shape,
@@ -220,7 +253,7 @@ struct MultiHeadAttention {
     into(pass.query, query_projection, query);
     into(pass.key, key_projection, key);
     into(pass.value, value_projection, value);
-    pass.context.resize(batch, queries, config_.embed_dim);
+    pass.context.resize(batch, queries, config_.num_heads * config_.head_dim);
     pass.log_sum_exp.resize(batch, config_.num_heads, queries);
     return pass;
   }

@@ -64,6 +64,7 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
                  call.output_shape());
   }
   const auto wide = detail::expand<4, 2>(target);
+  detail::check_writable("attention_into", wide, "the output");
   call.for_each_input([&](const auto& input, const char* name) {
     detail::check_not_aliased("attention_into", wide, input, name);
   });

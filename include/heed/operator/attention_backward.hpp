@@ -91,6 +91,7 @@ void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, cons
   const auto dk = target(gradients.key, k, "key");
   const auto dv = target(gradients.value, v, "value");
   const auto check = [&](const auto& out, const char* name) {
+    detail::check_writable(function, out, name);
     const auto against = [&](const auto& x, const char* x_name) {
       detail::check_not_aliased(function, out, x, x_name, name);
     };

@@ -27,6 +27,8 @@ constexpr void check_factors() {
 template <std::size_t R>
 std::array<Index, R> product_shape(const char* function, const std::array<Index, R>& a,
                                    const std::array<Index, R>& b) {
+  check_extents(function, "the first factor", a);
+  check_extents(function, "the second factor", b);
   for (std::size_t axis = 0; axis + 2 < R; ++axis) {
     if (a[axis] != b[axis]) {
       fail(function, "the factors differ in axis ", static_cast<Index>(axis), ": ", a[axis],
@@ -40,6 +42,7 @@ std::array<Index, R> product_shape(const char* function, const std::array<Index,
   }
   auto shape = a;
   shape[R - 1] = b[R - 1];
+  check_extents(function, "the product", shape);
   return shape;
 }
 
@@ -77,6 +80,7 @@ void batched_matmul_into(Out&& out, const A& a, const B& b,
                  shape);
   }
   const auto wide = detail::rank4(target);
+  detail::check_writable("batched_matmul_into", wide, "the output");
   detail::check_not_aliased("batched_matmul_into", wide, detail::rank4(a), "the first factor");
   detail::check_not_aliased("batched_matmul_into", wide, detail::rank4(b), "the second factor");
   detail::multiply(detail::rank4(a), detail::rank4(b), wide, pool);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -10,15 +11,27 @@
 namespace heed {
 
 /// One pass over the union of two disjoint sets of keys, from the passes over each:
-/// weights in proportion to e^log_sum_exp. std::invalid_argument where the shapes differ.
+/// weights in proportion to e^log_sum_exp. std::invalid_argument where the shapes of
+/// the outputs differ, or a log_sum_exp does not fit them.
 template <class Output, class LogSumExp>
 AttentionPass<Output, LogSumExp> merge(const AttentionPass<Output, LogSumExp>& a,
                                        const AttentionPass<Output, LogSumExp>& b) {
   using std::exp, std::log;
-  if (view(a.output).shape != view(b.output).shape) {
-    detail::fail("merge", "the outputs have shapes ", view(a.output).shape, " and ",
-                 view(b.output).shape);
+  static_assert(!detail::is_view<Output> && !detail::is_view<LogSumExp>,
+                "heed: merge gives a pass of its own, and takes passes that own their elements");
+  const auto shape = view(a.output).shape;
+  detail::check_extents("merge", "the output", shape);
+  if (shape != view(b.output).shape) {
+    detail::fail("merge", "the outputs have shapes ", shape, " and ", view(b.output).shape);
   }
+  const auto check_rows = [&shape](const char* which, const auto& rows) {
+    if (!std::equal(rows.begin(), rows.end(), shape.begin(), shape.end() - 1)) {
+      detail::fail("merge", "the log_sum_exp of the ", which, " pass has shape ", rows,
+                   ", which does not fit an output of ", shape, " (the last axis left out)");
+    }
+  };
+  check_rows("first", detail::result_view(a.log_sum_exp).shape);
+  check_rows("second", detail::result_view(b.log_sum_exp).shape);
   AttentionPass<Output, LogSumExp> result = a;
   const auto a_lse = detail::expand<3, 1>(detail::result_view(a.log_sum_exp));
   const auto b_lse = detail::expand<3, 1>(detail::result_view(b.log_sum_exp));

@@ -20,6 +20,8 @@ auto softmax_under(const char* function, const T& scores, const M& mask) {
   static_assert(rank_of<T> >= 2 && rank_of<T> <= 4, "heed: scores have a rank from 2 to 4");
   using Scalar = ScalarOf<T>;
   using Accumulate = Accumulator<Scalar>;
+  check_number_type<Accumulate>();
+  check_extents(function, "the scores", view(scores).shape);
   const View<const Scalar, 4> from = rank4(scores);
   const Problem problem{
       function, from.shape[0], from.shape[1], from.shape[1], from.shape[2], from.shape[3], 0, 0, 0};
@@ -101,6 +103,8 @@ auto softmax_backward(const P& weights, const G& grad_weights) {
   using Accumulate = detail::Accumulator<Scalar>;
   static_assert(std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<G>>>,
                 "heed: weights and their gradient are of one number type");
+  detail::check_number_type<Accumulate>();
+  detail::check_extents("softmax_backward", "the weights", view(weights).shape);
   detail::check_gradient_shape("softmax_backward", "the weights", view(weights).shape,
                                view(grad_weights).shape);
   auto result = detail::make_result<Scalar, P>(view(weights).shape);

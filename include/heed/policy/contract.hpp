@@ -221,11 +221,14 @@ inline constexpr bool is_product = score_traits<S>.terms == Terms::product;
 template <class S>
 inline constexpr bool transforms = score_traits<S>.parameters == Parameters::matrix;
 
+template <class T>
+inline constexpr bool has_parameters =
+    score_traits<T>.parameters != Parameters::none || modifier_traits<T>.has_parameters;
+
 /// Whether a bound score or modifier has parameters that are trained.
 template <class T>
 constexpr bool is_trained() {
-  if constexpr (score_traits<T>.parameters != Parameters::none ||
-                modifier_traits<T>.has_parameters) {
+  if constexpr (has_parameters<T>) {
     return !std::is_same_v<std::remove_cvref_t<decltype(T::gradient)>, NoGradient>;
   } else {
     return false;
