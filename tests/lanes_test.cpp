@@ -1,5 +1,6 @@
 #include "heed/simd/lanes.hpp"
 
+#include "heed/simd/select.hpp"
 #include "support.hpp"
 
 namespace heed::test {

@@ -38,9 +38,20 @@ void expect_mask(const Shape& shape, const Mask& mask, const Predicate& allowed)
 }
 
 /// (queries, keys): one, unequal both ways, within a panel, around panels and tiles.
-inline const std::vector<std::array<Index, 2>> lengths = {
-    {1, 1},   {1, 6},   {6, 1},    {7, 9},    {24, 24},   {25, 49},  {49, 25},
-    {1, 400}, {100, 9}, {96, 193}, {193, 96}, {200, 200}, {30, 450}, {300, 200}};
+inline const std::vector<std::array<Index, 2>> lengths = {{1, 1},
+                                                          {1, 6},
+                                                          {6, 1},
+                                                          {7, 9},
+                                                          {panel_lanes, panel_lanes},
+                                                          {panel_lanes + 1, 2 * panel_lanes + 1},
+                                                          {2 * panel_lanes + 1, panel_lanes + 1},
+                                                          {1, 400},
+                                                          {100, 9},
+                                                          {96, 193},
+                                                          {193, 96},
+                                                          {200, 200},
+                                                          {30, 450},
+                                                          {300, 200}};
 
 /// The position of query i among the keys.
 inline Index position(Align align, Index i, Index queries, Index keys) {

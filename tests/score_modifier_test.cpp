@@ -152,12 +152,14 @@ TEST(Modifiers, RefuseParametersThatDoNotFit) {
     EXPECT_TRUE(refuses([&] { attention(q, k, k, score); }, parts));
     EXPECT_TRUE(refuses([&] { attention_with_weights(q, k, k, score); }, parts));
   };
-  refused(dot_product() | alibi(vector_of<float>(11, 1)), {"heed::", "11", "3"});
+  const auto slopes = vector_of<float>(11, 1);
+  refused(dot_product() | alibi(slopes), {"heed::", "11", "3"});
   refused(dot_product() | bias(make<float, 2>(random({1, 1, 5, 11}, 1))), {"heed::", "11", "7"});
   refused(dot_product() | bias(make<float, 2>(random({1, 1, 11, 7}, 1))), {"heed::", "11", "5"});
   refused(dot_product() | bias(make<float, 3>(random({3, 1, 5, 7}, 1))), {"heed::", "3", "2"});
-  refused(dot_product() | bias(make<float, 4>(random({2, 9, 5, 7}, 1))), {"heed::", "9", "3"});
-  refused(dot_product() | softcap(5) | alibi(vector_of<float>(11, 1)), {"heed::", "11", "3"});
+  const auto nine_heads = make<float, 4>(random({2, 9, 5, 7}, 1));
+  refused(dot_product() | bias(nine_heads), {"heed::", "9", "3"});
+  refused(dot_product() | softcap(5) | alibi(slopes), {"heed::", "11", "3"});
 }
 
 TEST(ScoreMod, AnIndexIsARealNumberOnEveryPath) {

@@ -19,7 +19,8 @@ inline std::string text(const Sizes& s) {
 /// Every awkward length once for queries, keys and widths, never in step.
 inline std::vector<Sizes> sweep() {
   std::vector<Sizes> result;
-  const std::array<Index, 6> dims = {1, 3, 8, 9, 25, 64}, widths = {2, 1, 7, 24, 9, 49};
+  const std::array<Index, 6> dims = {1, 3, simd_lanes, simd_lanes + 1, 25, 64},
+                             widths = {2, 1, simd_lanes - 1, panel_lanes, simd_lanes + 1, 49};
   for (std::size_t n = 0; n < awkward.size(); ++n) {
     result.push_back({.batch = 1 + static_cast<Index>(n % 2),
                       .heads = 2,

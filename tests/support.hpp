@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "heed/simd/lanes.hpp"
 #include "heed/tensor.hpp"
 
 /// The witness that the tests compare with: loops over Eigen tensors that use nothing of heed but
@@ -434,9 +435,27 @@ struct Expected {
 /// Sets of axes that run backwards.
 inline const std::vector<std::vector<int>> directions = {{}, {3}, {2}, {0, 1, 2, 3}};
 
+/// Floats of a SIMD register, and queries of the engine's widest panel.
+inline constexpr Index simd_lanes = std::max<Index>(detail::Lanes<float>::size, 4);
+inline constexpr Index panel_lanes = 3 * simd_lanes;
+
 /// Lengths of the axes: one, around a SIMD register, around a panel of queries, around two panels,
 /// around a tile of keys.
-inline constexpr std::array<Index, 16> awkward = {1,  2,  3,  7,  8,   9,   23,  24,
-                                                  25, 47, 48, 49, 191, 192, 193, 200};
+inline constexpr std::array<Index, 16> awkward = {1,
+                                                  2,
+                                                  3,
+                                                  simd_lanes - 1,
+                                                  simd_lanes,
+                                                  simd_lanes + 1,
+                                                  panel_lanes - 1,
+                                                  panel_lanes,
+                                                  panel_lanes + 1,
+                                                  2 * panel_lanes - 1,
+                                                  2 * panel_lanes,
+                                                  2 * panel_lanes + 1,
+                                                  191,
+                                                  192,
+                                                  193,
+                                                  200};
 
 }  // namespace heed::test
