@@ -3,7 +3,8 @@
 #
 #   heed_setup [GTest] [benchmark]   installs what is missing of make, CMake, a C++20 compiler, Eigen
 #                                    and the named libraries
-#   heed_build <what> <cmake arguments>...   builds <what> into $heed_build_dir
+#   heed_build <what> <cmake arguments>...   builds <what> into $heed_build_dir; warnings are errors
+#                                            for the tests, and for all that CI builds
 #
 # From the environment: CXX is the compiler (each has its own build directory), HEED_CMAKE_ARGS are
 # further arguments for CMake, as in HEED_CMAKE_ARGS="-DHEED_NATIVE=OFF -DEigen3_ROOT=/opt/eigen".
@@ -19,10 +20,10 @@ heed_has_compiler() {
   echo '#include <concepts>' | ${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2>/dev/null
 }
 
-# 3.22 or newer: the older of the two versions is 3.22.
+# 3.23 or newer: the older of the two versions is 3.23.
 heed_has_cmake() {
   command -v cmake >/dev/null &&
-    [ "$( (echo 3.22; cmake --version | sed -n 's/^cmake version //p') | sort -V | head -n 1)" = 3.22 ]
+    [ "$( (echo 3.23; cmake --version | sed -n 's/^cmake version //p') | sort -V | head -n 1)" = 3.23 ]
 }
 
 # Whether CMake finds package $1 of version $2 or newer.
@@ -30,7 +31,7 @@ heed_has_package() {
   local probe missing=0
   probe="$(mktemp -d)"
   cat >"$probe/CMakeLists.txt" <<EOF
-cmake_minimum_required(VERSION 3.22)
+cmake_minimum_required(VERSION 3.23)
 project(probe LANGUAGES CXX)
 find_package($1 CONFIG REQUIRED)
 if($1_VERSION VERSION_LESS $2)
@@ -89,7 +90,7 @@ heed_setup() {
     *clang*) heed_need "$CXX with C++20" heed_has_compiler clang clang llvm ;;
     *) heed_need "a compiler (${CXX:-c++}) with C++20" heed_has_compiler g++ gcc-c++ gcc ;;
   esac
-  heed_need "CMake 3.22" heed_has_cmake cmake cmake cmake
+  heed_need "CMake 3.23" heed_has_cmake cmake cmake cmake
   heed_need "Eigen 3.4" heed_has_eigen libeigen3-dev eigen3-devel eigen
   for library in "$@"; do
     case "$library" in
@@ -103,12 +104,15 @@ heed_setup() {
 }
 
 heed_build() {
-  local what="$1" jobs
+  local what="$1" jobs strict=OFF
   shift
+  # The new warnings of a newer compiler must not stop someone who only tries the examples.
+  if [ "$what" = tests ] || [ -n "${CI:-}" ]; then strict=ON; fi
   jobs="$(getconf _NPROCESSORS_ONLN)"
   heed_build_dir="$heed_root/build/$what${CXX:+-$(basename "${CXX%% *}")}"
   heed_say "building the $what in $heed_build_dir with $jobs jobs"
   cmake -S "$heed_root" -B "$heed_build_dir" -DHEED_BUILD_TESTS=OFF -DHEED_BUILD_BENCHMARKS=OFF \
-    -DHEED_BUILD_EXAMPLES=OFF "$@" ${heed_cmake_args[@]+"${heed_cmake_args[@]}"}
+    -DHEED_BUILD_EXAMPLES=OFF -DHEED_WARNINGS_AS_ERRORS="$strict" "$@" \
+    ${heed_cmake_args[@]+"${heed_cmake_args[@]}"}
   cmake --build "$heed_build_dir" --parallel "$jobs"
 }
