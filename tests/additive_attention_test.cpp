@@ -136,6 +136,19 @@ TEST(AdditiveAttention, RefusesWhatDoesNotFit) {
       refuses([&] { AdditiveAttention<float>(3, 5, -4); }, {"heed::AdditiveAttention", "-4"}));
 }
 
+TEST(AdditiveAttention, RefusesWeightsThatDoNotFitTogether) {
+  const auto q = make<float, 2>(random({1, 1, 6, 3}, 1)),
+             k = make<float, 2>(random({1, 1, 9, 5}, 2));
+  AdditiveAttention<float> module(3, 5, 4);
+  const auto pass = module.forward(q, k, k);
+  module.score_weight.resize(7);
+  EXPECT_TRUE(refuses([&] { module(q, k, k); }, {"heed::AdditiveAttention", "4", "7"}));
+  EXPECT_TRUE(refuses([&] { module.forward(q, k, k); }, {"heed::AdditiveAttention", "7"}));
+  EXPECT_TRUE(refuses([&] { module.forward_with_weights(q, k, k); }, {"7"}));
+  EXPECT_TRUE(refuses([&] { module.backward(pass, pass.output); }, {"7"}));
+  EXPECT_TRUE(refuses([&] { AdditiveAttention<float>()(q, k, k); }, {"AdditiveAttention", "0"}));
+}
+
 // The module of the first test: weights P = e^1.2 / (e^1.2 + 1) and 1 - P, values 1 and 0, so the
 // output is P and the scores have the slopes g = P (1 - P) and -g. tanh(ln 2) = 3/5 has the slope
 // 1 - 9/25 = 16/25, tanh(0) the slope 1; score_j = 2 tanh(q + k_j).

@@ -89,5 +89,15 @@ TEST(Merge, RefusesPassesOfDifferentShapes) {
   EXPECT_TRUE(refuses([&] { merge(pass(5, 13), pass(5, 17)); }, {"heed::merge", "13", "17"}));
 }
 
+TEST(Merge, RefusesALogSumExpThatDoesNotFit) {
+  const Inputs in({.queries = 5, .keys = 3, .dim = 2, .width = 4});
+  const auto whole =
+      attention_forward(make<float, 2>(in.query), make<float, 2>(in.key), make<float, 2>(in.value));
+  auto cut = whole;
+  cut.log_sum_exp.conservativeResize(2);
+  EXPECT_TRUE(refuses([&] { merge(whole, cut); }, {"heed::merge", "second", "(2)", "(5, 4)"}));
+  EXPECT_TRUE(refuses([&] { merge(cut, whole); }, {"heed::merge", "first", "(2)"}));
+}
+
 }  // namespace
 }  // namespace heed::test

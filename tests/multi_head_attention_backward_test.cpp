@@ -71,6 +71,9 @@ TEST(MultiHeadAttentionBackward, IsTheSlopeOfEveryInputAndParameter) {
   expect_gradients<3, Eigen::RowMajor>(widths, 2, by_head && valid_lens({5, 3}));
   expect_gradients<3, Eigen::ColMajor>(widths, 2, causal());
   expect_gradients<2, Eigen::RowMajor>(grouped, 1, causal());
+  const MultiHeadConfig wide{
+      .embed_dim = 5, .num_heads = 2, .num_kv_heads = 1, .bias = true, .head_dim = 4};
+  expect_gradients<3, Eigen::RowMajor>(wide, 2, by_head);
   expect_gradients<2, Eigen::ColMajor>(widths, 1, no_mask());
 }
 

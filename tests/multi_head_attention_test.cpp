@@ -42,15 +42,16 @@ void expect_split_project_attend_merge(const Case& c, const Mask& mask, const Al
   const Index key_heads = f.num_kv_heads != 0 ? f.num_kv_heads : f.num_heads;
   const Index key_dim = f.key_dim != 0 ? f.key_dim : f.embed_dim,
               value_dim = f.value_dim != 0 ? f.value_dim : f.embed_dim;
-  const Index head_dim = f.embed_dim / f.num_heads;
-  ASSERT_EQ(module.query_projection.weight.rows(), f.embed_dim);
+  const Index head_dim = f.head_dim != 0 ? f.head_dim : f.embed_dim / f.num_heads;
+  const Index width = f.num_heads * head_dim;
+  ASSERT_EQ(module.query_projection.weight.rows(), width);
   ASSERT_EQ(module.query_projection.weight.cols(), f.embed_dim);
   ASSERT_EQ(module.key_projection.weight.rows(), key_heads * head_dim);
   ASSERT_EQ(module.key_projection.weight.cols(), key_dim);
   ASSERT_EQ(module.value_projection.weight.rows(), key_heads * head_dim);
   ASSERT_EQ(module.value_projection.weight.cols(), value_dim);
   ASSERT_EQ(module.output_projection.weight.rows(), f.embed_dim);
-  ASSERT_EQ(module.output_projection.weight.cols(), f.embed_dim);
+  ASSERT_EQ(module.output_projection.weight.cols(), width);
   for (auto* layer : {&module.query_projection, &module.key_projection, &module.value_projection,
                       &module.output_projection}) {
     ASSERT_EQ(layer->bias.size(), f.bias ? layer->weight.rows() : 0);
@@ -92,7 +93,10 @@ TEST(MultiHeadAttention, IsSplitProjectAttendMerge) {
         .bias = true},
        2,
        25,
-       24}};
+       24},
+      // Heads that are wider, and narrower, than their share of the embedding.
+      {{.embed_dim = 8, .num_heads = 2, .bias = true, .head_dim = 8}, 2, 7, 9},
+      {{.embed_dim = 10, .num_heads = 4, .num_kv_heads = 2, .head_dim = 1}, 1, 5, 6}};
   for (const Case& c : cases) {
     expect_split_project_attend_merge<float>(c, no_mask(), everything());
     expect_split_project_attend_merge<double>(c, no_mask(), everything());
@@ -219,6 +223,40 @@ TEST(MultiHeadAttention, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(refuses([&] { module(x, other_batch, other_batch); }, {"heed::", "2", "3"}));
   EXPECT_TRUE(refuses([&] { module(x, x, longer); }, {"heed::", "5", "9"}));
   EXPECT_TRUE(refuses([&] { module(x, x, x, valid_lens({1, 2, 3})); }, {"heed::", "3", "2"}));
+}
+
+TEST(MultiHeadAttention, RefusesWeightsThatDoNotFitItsConfiguration) {
+  // Heads of 8 in an embedding of 8 with 2 heads: legal if the configuration says so.
+  const auto wide = [](Index head_dim) {
+    MultiHeadAttention<float> module({.embed_dim = 8, .num_heads = 2, .head_dim = head_dim});
+    for (auto* layer : {&module.query_projection, &module.key_projection, &module.value_projection})
+      layer->weight = Matrix<float>::Random(16, 8);
+    module.output_projection.weight = Matrix<float>::Random(8, 16);
+    return module;
+  };
+  const auto x = make<float, 3>(random({2, 1, 5, 8}, 1));
+  EXPECT_NO_THROW(wide(8)(x, x, x));
+  const auto module = wide(0);
+  const std::initializer_list<std::string> parts = {"heed::MultiHeadAttention", "query_projection",
+                                                    "(16, 8)", "(8, 8)"};
+  EXPECT_TRUE(refuses([&] { module(x, x, x); }, parts));
+  EXPECT_TRUE(refuses([&] { module.forward(x, x, x); }, parts));
+  EXPECT_TRUE(refuses([&] { module.forward_with_weights(x, x, x); }, parts));
+  const auto pass = wide(8).forward(x, x, x);
+  EXPECT_TRUE(refuses([&] { module.backward(pass, x); }, {"query_projection", "(16, 8)"}));
+
+  MultiHeadAttention<float> odd({.embed_dim = 8, .num_heads = 2, .bias = true});
+  odd.output_projection.weight.resize(8, 7);
+  EXPECT_TRUE(refuses([&] { odd(x, x, x); }, {"output_projection", "(8, 7)"}));
+  odd = MultiHeadAttention<float>({.embed_dim = 8, .num_heads = 2, .bias = true});
+  odd.value_projection.bias.resize(9);
+  EXPECT_TRUE(refuses([&] { odd(x, x, x); }, {"value_projection", "bias of 9"}));
+
+  EXPECT_TRUE(refuses([&] { MultiHeadAttention<float>()(x, x, x); },
+                      {"MultiHeadAttention", "no configuration"}));
+  EXPECT_TRUE(
+      refuses([] { MultiHeadAttention<float>({.embed_dim = 8, .num_heads = 2, .head_dim = -1}); },
+              {"head_dim -1"}));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "heed/tensor.hpp"
+#include "heed/heed.hpp"
 
 #include "support.hpp"
 
@@ -114,6 +114,56 @@ void expect_split_heads() {
   for_each_index({2, 4, 3, 2}, [&](Index b, Index h, Index i, Index d) {
     EXPECT_EQ(&heads(b, h, i, d), &x(b, i, 2 * h + d));
   });
+}
+
+TEST(View, OfABlockOfAVector) {
+  // A segment of a row is neither a Block nor a Matrix of Eigen's.
+  Matrix<float> m = Matrix<float>::Random(3, 8);
+  const auto x = view(m.row(1).segment(2, 4));
+  EXPECT_EQ(x.shape, (std::array<Index, 2>{1, 4}));
+  EXPECT_EQ(&x(0, 3), &m(1, 5));
+}
+
+TEST(Extents, ThatOverflowOrAreNegativeAreRefused) {
+  float number = 1;
+  const Index many = Index(1) << 31;
+  const View<float, 4> vast{&number, {many, many, 1, 8}, {0, 0, 0, 0}};
+  const View<float, 2> negative{&number, {-1, 8}, {0, 0}};
+  const Matrix<float> x = Matrix<float>::Ones(2, 8);
+  const auto refused = [](const auto& f, std::string part) { return refuses(f, {"heed::", part}); };
+  EXPECT_TRUE(refused([&] { attention(vast, vast, vast); }, "2147483648"));
+  EXPECT_TRUE(refused([&] { attention_with_weights(vast, vast, vast); }, "2147483648"));
+  EXPECT_TRUE(refused([&] { softmax(vast); }, "2147483648"));
+  EXPECT_TRUE(refused([&] { batched_matmul(vast, transposed(vast)); }, "2147483648"));
+  EXPECT_TRUE(refused([&] { Linear<float>{Matrix<float>::Ones(2, 8), {}}(vast); }, "2147483648"));
+  EXPECT_TRUE(refused([&] { attention(negative, x, x); }, "negative"));
+  EXPECT_TRUE(refused([&] { attention(x, negative, negative); }, "negative"));
+  EXPECT_TRUE(refused([&] { softmax(negative); }, "negative"));
+  EXPECT_TRUE(refused([&] { batched_matmul(negative, transposed(x)); }, "negative"));
+  EXPECT_TRUE(refused([&] { Linear<float>{Matrix<float>::Ones(2, 8), {}}(negative); }, "negative"));
+  // Weights of 2^31 queries and keys are too many, though queries and keys are not.
+  const View<float, 2> line{&number, {many, 1}, {0, 0}};
+  EXPECT_TRUE(refused([&] { attention_with_weights(line, line, line); }, "the weights"));
+  // Nothing is nothing, however long its other axes are.
+  const View<float, 4> nothing{&number, {many, many, 0, 8}, {0, 0, 0, 0}};
+  EXPECT_NO_THROW(detail::check_extents("f", "x", nothing.shape));
+}
+
+TEST(Error, NumbersReadBack) {
+  EXPECT_EQ(detail::text(-1e-9), "-1e-09");
+  EXPECT_EQ(detail::text(1e308), "1e+308");
+  EXPECT_EQ(detail::text(0.1), "0.1");
+}
+
+TEST(Policies, KeepABlockOfATemporary) {
+  const auto score = scaled_dot_product() |
+                     bias(Matrix<float>::Constant(6, 6, 3.F).eval().block(1, 1, 3, 4)) |
+                     alibi(Vector<float>::Zero(4).eval().head(1));
+  const auto mask = allow(Matrix<bool>::Constant(9, 9, true).eval().block(2, 2, 3, 4));
+  const std::string elsewhere(4096, 'x');  // what the temporaries lay in is used again
+  const Matrix<float> q = Matrix<float>::Random(3, 2), k = Matrix<float>::Random(4, 2);
+  EXPECT_TRUE(
+      near(reference(attention(q, k, k, score, mask)), reference(attention(q, k, k)), 1e-6));
 }
 
 TEST(SplitHeads, CutsTheLastAxis) {

@@ -161,7 +161,7 @@ class Forward {
       const Coverage coverage = mask.tile(k, keys, space.pairs);
       if (coverage == Coverage::empty) continue;
 
-      alignas(64) Number largest[lanes];
+      alignas(64) Number largest[length(lanes)];
       const ScoreTile<Number, Vectors> tile{.scores = space.scores,
                                             .batch = batch,
                                             .head = head,
@@ -198,7 +198,7 @@ class Forward {
     const auto score = [&](Index first, Index last, Number* most) {
       if (first < last) space.scorer.template score<Vectors>(rows, first, last, tile.scores, most);
     };
-    alignas(64) Number unused[lanes] = {};
+    alignas(64) Number unused[length(lanes)] = {};
     std::fill(largest, largest + lanes, -std::numeric_limits<Number>::infinity());
     const auto hide = [&mask](Index j, int v, L s) __attribute__((always_inline)) {
       return select(mask.visible(j, v), s, L(-std::numeric_limits<Number>::infinity()));
@@ -243,7 +243,7 @@ class Forward {
   EIGEN_DONT_INLINE static void transform_scores(const ScoreTile<Number, Vectors>& tile,
                                                  Index first, Index last, Number* largest,
                                                  const auto& transform) {
-    L most[Vectors];
+    L most[length(Vectors)];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
     for (Index j = first; j < last; ++j) {
@@ -310,7 +310,7 @@ class Forward {
   void finish(Workspace& space, const OnlineSoftmax<Number, Vectors, Unit>& softmax, Index batch,
               Index head, Index first, Index count) const {
     constexpr Index lanes = Vectors * L::size;
-    alignas(64) Number factor[lanes];
+    alignas(64) Number factor[length(lanes)];
     L zero(0);
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
@@ -322,7 +322,7 @@ class Forward {
                          slab(call_.output.output, batch, head), first);
     const auto& log_sum_exp = call_.output.log_sum_exp;
     if (log_sum_exp.data) {
-      alignas(64) Number row[lanes];
+      alignas(64) Number row[length(lanes)];
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
       for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];

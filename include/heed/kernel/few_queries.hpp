@@ -62,8 +62,8 @@ EIGEN_DONT_INLINE void score_keys(const Similarity& similarity, const Scalar* qu
   constexpr Index n = L::size;
   for (Index j = 0; j < count; j += n) {
     ahead.ask(j / 2, (j + n) / 2);
-    const Key* key[n];
-    L sum[n];
+    const Key* key[length(n)];
+    L sum[length(n)];
 #pragma GCC unroll 16
     for (Index k = 0; k < n; ++k) {
       key[k] = keys[std::min(j + k, count - 1)];
@@ -91,7 +91,7 @@ EIGEN_DONT_INLINE void add_weighted(const Scalar* weights, const Rows<Value>& va
   constexpr Index block_keys = 8;  // what is asked for at once
   const auto add = [&]<int Vectors>(Index v) __attribute__((always_inline)) {
     Scalar* const to = output + v * L::size;
-    L sum[Vectors];
+    L sum[length(Vectors)];
 #pragma GCC unroll 16
     for (int i = 0; i < Vectors; ++i) sum[i] = L(0);
     for (Index block = 0; block < count; block += block_keys) {

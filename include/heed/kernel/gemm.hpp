@@ -178,7 +178,7 @@ class MatrixProduct {
                 (first_run ? sum : sum + L::load(to + v * L::size)).store(to + v * L::size);
               }
             } else {
-              Accumulator sums[width];
+              Accumulator sums[length(width)];
 #pragma GCC unroll 16
               for (int v = 0; v < Vectors; ++v) tile.sum[r][v].store(sums + v * L::size);
               for (Index l = 0; l < std::min(columns, width); ++l) {

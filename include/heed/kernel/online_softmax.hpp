@@ -24,9 +24,9 @@ struct OnlineSoftmax {
   static constexpr Index lanes = Vectors * L::size;
   static constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
 
-  alignas(64) Scalar largest[lanes];
-  alignas(64) Scalar sum[lanes];
-  alignas(64) Scalar correction[lanes];
+  alignas(64) Scalar largest[length(lanes)];
+  alignas(64) Scalar sum[length(lanes)];
+  alignas(64) Scalar correction[length(lanes)];
 
   OnlineSoftmax() {
     for (Index lane = 0; lane < lanes; ++lane) {
@@ -38,7 +38,7 @@ struct OnlineSoftmax {
   /// Takes in count keys, whose largest scores are tile_max, and turns the scores into
   /// e^(score - largest). Scores of -infinity give exactly 0.
   void absorb(Scalar* scores, Index count, const Scalar* tile_max) {
-    L shift[Vectors], faded[Vectors], total[Vectors];
+    L shift[length(Vectors)], faded[length(Vectors)], total[length(Vectors)];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       const Index at = v * L::size;
@@ -54,14 +54,14 @@ struct OnlineSoftmax {
     }
     constexpr Index run = 16;
     for (Index first = 0; first < count; first += run) {
-      L part[Vectors];
+      L part[length(Vectors)];
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) part[v] = L(0);
       // Three or four vectors at a time: enough to fill the units, and they stay in registers.
       for_each_tile<4 / Vectors>(
           std::min(first + run, count),
           [&]<int Keys>(Index key) __attribute__((always_inline)) {
-            L weight[Keys * Vectors];
+            L weight[length(Keys * Vectors)];
             Scalar* at = scores + key * lanes;
 #pragma GCC unroll 16
             for (int i = 0; i < Keys * Vectors; ++i) {

@@ -24,7 +24,7 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
   using L = Lanes<Accumulator>;
   constexpr Index width = Vectors * L::size;
   for_each_tile<tile_rows<Vectors>>(rows, [&]<int Rows>(Index j) __attribute__((always_inline)) {
-    L sum[Rows][Vectors];
+    L sum[length(Rows)][length(Vectors)];
     Accumulator* to = sums + j * width;
 #pragma GCC unroll 16
     for (auto& row : sum) {
@@ -41,7 +41,7 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
       const Index stride = panel.lanes;
 #pragma GCC unroll 4
       for (Index i = 0; i < panel.count; ++i) {
-        L lanes[Vectors];
+        L lanes[length(Vectors)];
 #pragma GCC unroll 16
         for (int v = 0; v < Vectors; ++v) {
           lanes[v] = L::load(feature + i * width + v * L::size).pinned();

@@ -57,7 +57,7 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
         if constexpr (std::is_same_v<Scalar, Accumulator>) {
           transpose_square(from, x.row_stride, to, lanes, factor);
         } else {
-          alignas(64) Accumulator square[n * n];
+          alignas(64) Accumulator square[length(n * n)];
           for (Index r = 0; r < n; ++r) {
             load_widened<Accumulator>(from + r * x.row_stride).store(square + r * n);
           }
@@ -99,7 +99,7 @@ Lanes<Accumulator> unpack_lanes(const Accumulator* panel, const Accumulator* fac
           continue;
         }
       }
-      alignas(64) Accumulator square[n * n];
+      alignas(64) Accumulator square[length(n * n)];
       transpose_square(from, lanes, square, n, scale);
       for (Index r = 0; r < rows; ++r) {
         store_narrowed(L::load(square + r * n), to + r * x.row_stride);

@@ -13,7 +13,7 @@ namespace heed::detail {
 template <class Scalar, int Rows, int Vectors>
 struct RegisterTile {
   using L = Lanes<Scalar>;
-  L sum[Rows][Vectors];
+  L sum[length(Rows)][length(Vectors)];
 
   /// sum[r][v] = step over d = 0 .. depth-1 of panel[d][v] and x[r * row_stride + d *
   /// depth_stride]. The strides are numbers or std::integral_constant.
@@ -29,7 +29,7 @@ struct RegisterTile {
     // costs a misprediction for each tile.
 #pragma GCC unroll 4
     for (Index d = 0; d < depth; ++d) {
-      L lanes[Vectors];
+      L lanes[length(Vectors)];
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
         lanes[v] = L::load(panel + (d * Vectors + v) * L::size).pinned();

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -35,6 +36,9 @@ EIGEN_ALWAYS_INLINE __m256d packet_multiply_add(__m256d a, __m256d b, __m256d c)
   return _mm256_fmadd_pd(a, b, c);
 }
 #endif
+
+/// A positive constant as the length of an array.
+constexpr std::size_t length(Index n) { return static_cast<std::size_t>(n); }
 
 /// Square roots by the processor's instruction: Eigen 3.4 multiplies by an estimate of the inverse
 /// root instead, which gives NaN for infinity.
@@ -174,7 +178,7 @@ struct Lanes {
   /// f of every lane, for functions that have no vector form.
   template <class F, class... More>
   static Lanes map(F f, Lanes a, More... more) {
-    Scalar values[1 + sizeof...(More)][size];
+    Scalar values[1 + sizeof...(More)][length(size)];
     Index row = 0;
     a.store(values[0]);
     (more.store(values[++row]), ...);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 
 #include "heed/simd/lanes.hpp"
 #include "heed/simd/select.hpp"
@@ -63,14 +64,14 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> exp2_quotient(Lanes<Scalar> r) {
 /// multiply-add) down to the smallest normal number, and exactly 0 well below that and at
 /// -infinity. The steps go through all vectors in turn: one chain of them is 40 cycles long, and
 /// the processor looks ahead over no more than a few.
-template <class Scalar, int N>
+template <class Scalar, std::size_t N>
 EIGEN_ALWAYS_INLINE void exp2_nonpositive(Lanes<Scalar> (&x)[N]) {
   using L = Lanes<Scalar>;
   constexpr auto& q = Exp2Polynomial<Scalar>::q;
   constexpr int degree = static_cast<int>(std::size(q)) - 1;
   L power[N], sum[N];
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) {
+  for (std::size_t i = 0; i < N; ++i) {
     const Split<Scalar> split(max(x[i], L(-Split<Scalar>::bias)));
     power[i] = split.power();
     x[i] = split.rest;
@@ -79,11 +80,11 @@ EIGEN_ALWAYS_INLINE void exp2_nonpositive(Lanes<Scalar> (&x)[N]) {
 #pragma GCC unroll 16
   for (int k = degree - 2; k >= 0; --k) {
 #pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) sum[i] = fma(sum[i], x[i], L(q[k]));
+    for (std::size_t i = 0; i < N; ++i) sum[i] = fma(sum[i], x[i], L(q[k]));
   }
   // A product with 2^n, not an addition to the exponent, which could turn NaN into a number.
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) x[i] = fma(sum[i], x[i] * power[i], power[i]);
+  for (std::size_t i = 0; i < N; ++i) x[i] = fma(sum[i], x[i] * power[i], power[i]);
 }
 
 template <class Scalar>

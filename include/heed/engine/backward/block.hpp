@@ -183,7 +183,7 @@ struct QueryBlock {
                                  first, count, 0);
       return;
     }
-    alignas(64) Number factor[panel_lanes];
+    alignas(64) Number factor[length(panel_lanes)];
     std::fill(factor, factor + panel_lanes, factor_of_query());
     for (Index n = 0; n < panel_count; ++n) {
       QueryPanel& panel = panels[n];
@@ -212,19 +212,19 @@ struct QueryBlock {
   const Problem& p;
   KeySimilarity key_similarity;
   Product<Number> value_similarity{Number(1)};
-  std::array<KeyScorer, most_panels> key_scorers;
-  std::array<ValueScorer, most_panels> value_scorers;
+  std::array<KeyScorer, length(most_panels)> key_scorers;
+  std::array<ValueScorer, length(most_panels)> value_scorers;
 
   Index batch, head, first, count, panel_count;
-  QueryPanel panels[most_panels];
-  std::optional<Mask> masks[most_panels];
-  bool started[most_panels];              // whether the panel's dQ is
-  bool idle[most_panels];                 // whether a lane of the panel is
-  bool dead = false;                      // whether a query is
-  bool exp_in_range = false;              // whether query_exp can be used
-  alignas(64) Number log_sum_exp[lanes];  // infinity where a lane is idle
-  alignas(64) Number delta[lanes];
-  alignas(64) Number alive[lanes];  // 1, or 0 for queries without keys and no queries
+  QueryPanel panels[length(most_panels)];
+  std::optional<Mask> masks[length(most_panels)];
+  bool started[length(most_panels)];              // whether the panel's dQ is
+  bool idle[length(most_panels)];                 // whether a lane of the panel is
+  bool dead = false;                              // whether a query is
+  bool exp_in_range = false;                      // whether query_exp can be used
+  alignas(64) Number log_sum_exp[length(lanes)];  // infinity where a lane is idle
+  alignas(64) Number delta[length(lanes)];
+  alignas(64) Number alive[length(lanes)];  // 1, or 0 for queries without keys and no queries
 
   Number *query = nullptr, *d_output = nullptr, *query_exp = nullptr;  // by features
   Number* d_query = nullptr;  // by queries if the similarity is a product
@@ -241,9 +241,10 @@ struct QueryBlock {
   }
 
   template <class S>
-  static std::array<S, most_panels> scorers(const auto& similarity, Index dim, Index tile_keys) {
+  static std::array<S, length(most_panels)> scorers(const auto& similarity, Index dim,
+                                                    Index tile_keys) {
     return [&]<std::size_t... n>(std::index_sequence<n...>) {
-      return std::array<S, most_panels>{
+      return std::array<S, length(most_panels)>{
           (static_cast<void>(n), S(similarity, dim, dim, panel_lanes, tile_keys))...};
     }(std::make_index_sequence<static_cast<std::size_t>(most_panels)>());
   }
@@ -279,7 +280,7 @@ struct QueryBlock {
     Number* transformed = d_query + panel.first * p.key_dim;  // not in use yet
     add_product<Vectors>(raw, Rows<Number>{matrix, p.key_dim}, p.query_dim, p.key_dim,
                          static_cast<const Number*>(nullptr), transformed);
-    Number factor[panel_lanes];
+    Number factor[length(panel_lanes)];
     std::fill(factor, factor + panel.lanes, factor_of_query());
     const Slab<Number> to{rows, p.key_dim, 1};
     unpack_lanes(transformed, factor, panel.lanes, panel.count, p.key_dim, to, panel.first);

@@ -306,7 +306,7 @@ class Backward {
     const QueryPanel& panel = block.panels[n];
     Number* weights = space.weights + panel.first * tile_keys_;
     Number* d_scores = space.d_scores + panel.first * tile_keys_;
-    alignas(64) Number largest[lanes] = {};  // not looked at
+    alignas(64) Number largest[length(lanes)] = {};  // not looked at
     block.key_scorer(n).template score<Vectors>(key, 0, panel.keys, weights, largest);
     block.value_scorer(n).template score<Vectors>(value, 0, panel.keys, d_scores, largest);
 
@@ -325,7 +325,7 @@ class Backward {
     std::fill(d_scores + panel.keys * lanes, d_scores + keys * lanes, Number(0));
     if constexpr (product) {
       if (by_pairs) return;
-      alignas(64) Number ones[lanes];
+      alignas(64) Number ones[length(lanes)];
       std::fill(ones, ones + lanes, Number(1));
       add_product<Vectors>(d_scores, key, panel.keys, p_.key_dim,
                            std::exchange(block.started[n], true) ? ones : nullptr,

@@ -153,7 +153,7 @@ class TileGradients {
                                              Number* d_scores, const Number* keeps, Index begin,
                                              Index end, const auto& seen, const Rows<Number>& key,
                                              Index key_dim) {
-    L lse[Vectors], delta[Vectors];
+    L lse[length(Vectors)], delta[length(Vectors)];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       lse[v] = L::load(block.log_sum_exp + panel.first + v * L::size);
@@ -162,7 +162,7 @@ class TileGradients {
     for_each_tile<6 / Vectors>(
         end,
         [&]<int Keys>(Index j) __attribute__((always_inline)) {
-          L weight[Keys * Vectors];
+          L weight[length(Keys * Vectors)];
           Number* score = tile.scores + j * tile.lanes;
           Number* d_score = d_scores + j * tile.lanes;
           // The product with the keys comes next, and goes down their columns.

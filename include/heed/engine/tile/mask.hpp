@@ -115,15 +115,15 @@ class PanelMask {
 
   const BoundMask& mask_;
   Index batch_, head_, first_, last_;
-  Set rows_[lanes];
+  Set rows_[length(lanes)];
   bool exact_ = true;
   Index begin_, end_;
   KeyRange clear_;  // seen by every query, where each has one exact range
 
   Index clear_begin_ = 0, clear_end_ = 0;
   const Scalar* pairs_ = nullptr;
-  alignas(64) Scalar from_[lanes];
-  alignas(64) Scalar to_[lanes];
+  alignas(64) Scalar from_[length(lanes)];
+  alignas(64) Scalar to_[length(lanes)];
 };
 
 template <HidesNothing BoundMask, class Scalar, int Vectors>

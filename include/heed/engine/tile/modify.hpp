@@ -30,7 +30,7 @@ EIGEN_DONT_INLINE void add_bias(const ScoreTile<Scalar, Vectors>& tile,
   using L = Lanes<Scalar>;
   constexpr Index n = L::size, lanes = Vectors * n;
   const Slab<const Number> added = slab(bias, tile.batch, tile.head);
-  alignas(64) Scalar turned[n * lanes];
+  alignas(64) Scalar turned[length(n * lanes)];
   for (Index j = 0; j < tile.keys; j += n) {
     const Index keys = std::min(n, tile.keys - j);
     for (Index lane = 0; lane < lanes; lane += n) {
@@ -64,7 +64,7 @@ EIGEN_DONT_INLINE void add_bias(const ScoreTile<Scalar, Vectors>& tile,
 template <class Scalar, int Vectors>
 EIGEN_ALWAYS_INLINE void for_each_vector(const ScoreTile<Scalar, Vectors>& tile, const auto& body) {
   using L = Lanes<Scalar>;
-  L query[Vectors];
+  L query[length(Vectors)];
 #pragma GCC unroll 16
   for (int v = 0; v < Vectors; ++v) query[v] = L::counting(tile.query + v * L::size);
   for (Index j = 0; j < tile.keys; ++j) {

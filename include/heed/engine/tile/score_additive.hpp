@@ -85,7 +85,7 @@ class Scorer<Number, Similarity> {
       Index h = 0;
       for (; h + chunk <= dim_; h += chunk) exponentials(from + h, h, to + h * kept_keys_);
       if (h == dim_) continue;
-      alignas(64) Number rest[chunk] = {};
+      alignas(64) Number rest[length(chunk)] = {};
       std::copy(from + h, from + dim_, rest);
       exponentials(rest, h, to + h * kept_keys_);
     }
@@ -119,7 +119,7 @@ class Scorer<Number, Similarity> {
         }
       }
     }
-    L most[Vectors], not_finite[Vectors];
+    L most[length(Vectors)], not_finite[length(Vectors)];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       most[v] = L::load(largest + v * L::size);

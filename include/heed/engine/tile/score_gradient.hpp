@@ -39,7 +39,7 @@ EIGEN_DONT_INLINE void add_slopes(const Similarity& similarity,
     const L w = L::load(tile.parameter + h);
     L d_parameter(0);
     for_each_tile<4>(tile.keys, [&]<int Keys>(Index j) __attribute__((always_inline)) {
-      L key[Keys], d_key[Keys];
+      L key[length(Keys)], d_key[length(Keys)];
       Number* to = tile.d_key + h * tile.d_key_capacity + j * n;
 #pragma GCC unroll 16
       for (int r = 0; r < Keys; ++r) {
@@ -120,7 +120,7 @@ EIGEN_DONT_INLINE void add_tanh_slopes(const ScoreGradientTile<Number>& tile, bo
     L by_r(0);
     const auto go = [&]<int Keys, bool Trained>(Index j) __attribute__((always_inline)) {
       constexpr int pairs = (Keys + 1) / 2;
-      L key[Keys], d_key[Keys];
+      L key[length(Keys)], d_key[length(Keys)];
 #pragma GCC unroll 16
       for (int r = 0; r < Keys; ++r) {
         key[r] = L::load(tile.key + h * tile.key_capacity + (j + r) * n);
