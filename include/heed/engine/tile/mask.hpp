@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "heed/policy/contract.hpp"
 #include "heed/policy/key_set.hpp"
 #include "heed/simd/lanes.hpp"
 
