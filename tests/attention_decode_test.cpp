@@ -124,20 +124,7 @@ TEST(FewQueries, WithATransformOfTheQuery) {
   for (Sizes sizes : fewer()) {
     sizes.key_dim = sizes.dim + 3;
     const auto m = make<float, 2>(random({1, 1, sizes.dim, sizes.key_dim}, 6, .2));
-    expect_forward<float>(
-        sizes, bilinear(m), no_mask(),
-        [&](const auto& p) {
-          using Real = RealOf<decltype(p)>;
-          Real sum = 0;
-          for (std::size_t a = 0; a < p.query.size(); ++a) {
-            for (std::size_t b = 0; b < p.key.size(); ++b) {
-              sum += p.query[a] *
-                     static_cast<Real>(m(static_cast<Index>(a), static_cast<Index>(b))) * p.key[b];
-            }
-          }
-          return sum;
-        },
-        everything(), 4);
+    expect_forward<float>(sizes, bilinear(m), no_mask(), bilinear_form(m), everything(), 4);
   }
 }
 

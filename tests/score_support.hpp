@@ -22,7 +22,7 @@ inline std::vector<Sizes> sweep() {
   const std::array<Index, 6> dims = {1, 3, simd_lanes, simd_lanes + 1, 25, 64},
                              widths = {2, 1, simd_lanes - 1, panel_lanes, simd_lanes + 1, 49};
   for (std::size_t n = 0; n < awkward.size(); ++n) {
-    result.push_back({.batch = 1 + static_cast<Index>(n % 2),
+    result.push_back({.batch = 1 + static_cast<Index>(n % 3 == 1),
                       .heads = 2,
                       .key_heads = 2 - static_cast<Index>(n % 2),
                       .queries = awkward[n],
@@ -88,6 +88,22 @@ Real squared_distance(const Pair<Real>& p) {
 
 template <class P>
 using RealOf = typename std::remove_cvref_t<P>::Real;
+
+/// q^T M k, of a matrix that outlives it.
+template <class Scalar>
+auto bilinear_form(const Matrix<Scalar>& m) {
+  return [&m](const auto& p) {
+    using Real = RealOf<decltype(p)>;
+    Real sum = 0;
+    const Scalar* row = m.data();
+    for (const Real q : p.query) {
+      Real product = 0;
+      for (const Real k : p.key) product += static_cast<Real>(*row++) * k;
+      sum += q * product;
+    }
+    return sum;
+  };
+}
 
 /// A vector that Scalar stores exactly as double does.
 template <class Scalar>
