@@ -70,9 +70,9 @@ class Picture {
       for (heed::Index c = 0; c < grey.cols(); ++c) {
         const int level = static_cast<int>(std::lround(255 * (1 - double(grey(r, c)))));
         if (level == 255) continue;
-        const std::string text = std::to_string(level);
-        box({corner.x + double(c) * pixel, corner.y + double(r) * pixel}, pixel, pixel,
-            "rgb(" + text + "," + text + "," + text + ")");
+        char fill[32];
+        std::snprintf(fill, sizeof fill, "rgb(%d,%d,%d)", level, level, level);
+        box({corner.x + double(c) * pixel, corner.y + double(r) * pixel}, pixel, pixel, fill);
       }
     }
     out_ << "</g>\n";

@@ -239,13 +239,14 @@ class HeatmapPainter {
   }
 
   void paint_panel(Index panel) {
-    const double x = left_ + static_cast<double>(panel % per_row_) * step_x_;
-    const double y = top_ + static_cast<double>(panel / per_row_) * step_y_;
+    const Index row = panel / per_row_, column = panel % per_row_;
+    const double x = left_ + static_cast<double>(column) * step_x_;
+    const double y = top_ + static_cast<double>(row) * step_y_;
     out_.text(x + panel_width_ / 2, y - 7, kFontSize, names_[static_cast<std::size_t>(panel)],
               std::string("font-weight=\"bold\" ") + kCentered);
     paint_cells(panel, x, y);
     paint_frame(x, y);
-    if (panel % per_row_ == 0) paint_row_ticks(x - kGap, y);
+    if (column == 0) paint_row_ticks(x - kGap, y);
     if (panel + per_row_ >= panels_) paint_column_ticks(x, y + panel_height_ + kGap);
   }
 

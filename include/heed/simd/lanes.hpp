@@ -69,7 +69,7 @@ struct Lanes {
   static constexpr Index size = Eigen::internal::unpacket_traits<Packet>::size;
 
   using Int = std::conditional_t<sizeof(Scalar) == 4, std::int32_t, std::int64_t>;
-  typedef Int Ints __attribute__((vector_size(sizeof(Packet))));
+  using Ints __attribute__((vector_size(sizeof(Packet)))) = Int;
 
   using Mask = LaneMask<Scalar>;
 
