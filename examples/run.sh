@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Builds and runs every example in order, installing what is missing. The pictures they draw go to
-# examples/pictures, or to the directory given.
+# build/examples/pictures, or to the directory given: examples/run.sh examples/pictures refreshes those
+# that examples/README.md shows.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../.ci/setup.sh"
 
-pictures="${1:-$heed_root/examples/pictures}"
+pictures="${1:-$heed_root/build/examples/pictures}"
 mkdir -p "$pictures"
 pictures="$(cd "$pictures" && pwd)"
 
