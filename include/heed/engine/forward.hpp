@@ -99,6 +99,10 @@ class Forward {
   /// than this (4 MiB of floats), so that all panels share the copy, and else tile by tile.
   static constexpr Index copied_numbers = Index(1) << 20;
 
+  /// So many tiles are added up before their sums join those of the tiles before: a chain of
+  /// additions has a rounding error that grows with its length.
+  static constexpr Index most_tiles = 16;
+
   /// A copy of rows, and of which head it is, where it is of a whole one.
   struct Copy {
     Number* data = nullptr;
@@ -115,6 +119,8 @@ class Forward {
             const Index width = f.problem_.value_dim;
             scorer.lay(layout);
             output = layout.take<Number>(width * widest);
+            older = layout.take<Number>(
+                f.problem_.keys > f.tile_keys_ * most_tiles ? (width + 2) * widest : 0);
             scores = layout.take<Number>(f.tile_keys_ * widest);
             pairs = layout.take<Number>(f.tile_keys_ * widest);
             safe_values = layout.take<Number>(f.tile_keys_ * width);
@@ -126,7 +132,7 @@ class Forward {
       scorer.start();
     }
     Scorer<Number, typename Score::Similarity> scorer;
-    Number *output, *scores, *pairs, *safe_values;
+    Number *output, *older, *scores, *pairs, *safe_values;
     Copy keys, values;
     Scratch scratch;
   };
@@ -152,7 +158,8 @@ class Forward {
     const Index kv_head = head / (problem_.heads / problem_.kv_heads);
 
     space.scorer.template pack<Vectors>(slab(call_.query, batch, head), first, count);
-    bool started = false;
+    Index tiles = 0;      // in the output
+    bool joined = false;  // whether others are in `older`
     OnlineSoftmax<Number, Vectors, Unit> softmax;
     PanelMask<Mask, Number, Vectors> mask(call_.mask, batch, head, first, count, problem_.keys);
 
@@ -161,6 +168,12 @@ class Forward {
       const Coverage coverage = mask.tile(k, keys, space.pairs);
       if (coverage == Coverage::empty) continue;
 
+      if (tiles == most_tiles) {
+        join<Vectors>(space.older, space.output, softmax.sum, joined);
+        std::fill(softmax.sum, softmax.sum + lanes, Number(0));
+        joined = true;
+        tiles = 0;
+      }
       alignas(64) Number largest[length(lanes)];
       const ScoreTile<Number, Vectors> tile{.scores = space.scores,
                                             .batch = batch,
@@ -174,12 +187,48 @@ class Forward {
       score_tile(space, tile, key, coverage, mask, largest);
       softmax.absorb(space.scores, keys, largest);
       if (call_.dropout.active()) drop(tile);
+      if (joined) fade_older<Vectors>(space.older, softmax.correction);
       add_values<Vectors>(space, tile, kv_head, coverage, mask,
-                          started ? softmax.correction : nullptr);
-      started = true;
+                          tiles > 0 ? softmax.correction : nullptr);
+      ++tiles;
     }
-    if (!started) std::fill(space.output, space.output + problem_.value_dim * lanes, Number(0));
+    if (tiles == 0) std::fill(space.output, space.output + problem_.value_dim * lanes, Number(0));
+    if (joined) {
+      join<Vectors>(space.older, space.output, softmax.sum, true);
+      const Number* sums = space.older + 2 * lanes;
+      std::copy(sums - lanes, sums, softmax.sum);
+      std::copy(sums, sums + problem_.value_dim * lanes, space.output);
+    }
     finish<Vectors>(space, softmax, batch, head, first, count);
+  }
+
+  /// older = factor * older + output, and likewise the sums of weights, after which the factor
+  /// is 1. Laid out as [factor, sum of weights, output...][lane].
+  template <int Vectors>
+  EIGEN_DONT_INLINE void join(Number* older, const Number* output, const Number* sum,
+                              bool joined) const {
+    constexpr Index lanes = Vectors * L::size;
+    const auto add = [&](Number* to, const Number* from) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+      for (Index lane = 0; lane < lanes; lane += L::size) {
+        const L x = L::load(from + lane);
+        (joined ? fma(L::load(to + lane), L::load(older + lane), x) : x).store(to + lane);
+      }
+    };
+    add(older + lanes, sum);
+    for (Index c = 0; c < problem_.value_dim; ++c) {
+      add(older + (2 + c) * lanes, output + c * lanes);
+    }
+    std::fill(older, older + lanes, Number(1));
+  }
+
+  /// The largest score of some lanes may have changed.
+  template <int Vectors>
+  EIGEN_ALWAYS_INLINE static void fade_older(Number* factor, const Number* correction) {
+#pragma GCC unroll 16
+    for (Index lane = 0; lane < Vectors * L::size; lane += L::size) {
+      (L::load(factor + lane) * L::load(correction + lane)).store(factor + lane);
+    }
   }
 
   /// Scores of a tile, hidden ones -infinity, and the largest of each lane. The largest of keys

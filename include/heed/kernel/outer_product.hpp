@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
@@ -14,54 +16,59 @@ struct QueryPanel {
 };
 
 /// sums[row][c] += sum over queries i of pairs[row][i] * features[i][c], for the columns of one
-/// panel of features; the sum over the block is taken first and then added, or written where the
-/// sums are fresh. `pairs` holds each panel of queries as [row][lane],
-/// `capacity` rows of them.
+/// panel of features, or = where the sums are fresh. `pairs` holds each panel of queries as
+/// [row][lane], `capacity` rows of them.
 template <int Vectors, class Accumulator>
 EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
                                  const Accumulator* pairs, Index capacity, Index rows,
                                  const Accumulator* features, Accumulator* sums, bool fresh) {
   using L = Lanes<Accumulator>;
   constexpr Index width = Vectors * L::size;
+  // A chain of additions has a rounding error that grows with its length: one of 48 queries, and
+  // one of these.
+  constexpr Index run = std::max<Index>(1, 48 / (Panels<Accumulator>::widest * L::size));
   for_each_tile<tile_rows<Vectors>>(rows, [&]<int Rows>(Index j) __attribute__((always_inline)) {
-    L sum[length(Rows)][length(Vectors)];
     Accumulator* to = sums + j * width;
-#pragma GCC unroll 16
-    for (auto& row : sum) {
-#pragma GCC unroll 16
-      for (L& vector : row) vector = L(0);
-    }
     // The next sums, which the products of the next rows would wait for.
     fetch(to + Rows * width, Rows * width);
-    for (Index p = 0; p < panel_count; ++p) {
-      const QueryPanel& panel = panels[p];
-      if (j >= panel.keys) continue;
-      const Accumulator* x = pairs + panel.first * capacity + j * panel.lanes;
-      const Accumulator* feature = features + panel.first * width;
-      const Index stride = panel.lanes;
+    for (Index first = 0; first < panel_count; first += run) {
+      L sum[length(Rows)][length(Vectors)];
+#pragma GCC unroll 16
+      for (auto& row : sum) {
+#pragma GCC unroll 16
+        for (L& vector : row) vector = L(0);
+      }
+      for (Index p = first; p < std::min(first + run, panel_count); ++p) {
+        const QueryPanel& panel = panels[p];
+        if (j >= panel.keys) continue;
+        const Accumulator* x = pairs + panel.first * capacity + j * panel.lanes;
+        const Accumulator* feature = features + panel.first * width;
+        const Index stride = panel.lanes;
 #pragma GCC unroll 4
-      for (Index i = 0; i < panel.count; ++i) {
-        L lanes[length(Vectors)];
-#pragma GCC unroll 16
-        for (int v = 0; v < Vectors; ++v) {
-          lanes[v] = L::load(feature + i * width + v * L::size).pinned();
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-          const L broadcast(x[r * stride + i]);
+        for (Index i = 0; i < panel.count; ++i) {
+          L lanes[length(Vectors)];
 #pragma GCC unroll 16
           for (int v = 0; v < Vectors; ++v) {
-            sum[r][v] = fma(lanes[v], broadcast, sum[r][v]);
+            lanes[v] = L::load(feature + i * width + v * L::size).pinned();
+          }
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows; ++r) {
+            const L broadcast(x[r * stride + i]);
+#pragma GCC unroll 16
+            for (int v = 0; v < Vectors; ++v) {
+              sum[r][v] = fma(lanes[v], broadcast, sum[r][v]);
+            }
           }
         }
       }
-    }
+      const bool write = fresh && first == 0;
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
+      for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) {
-        Accumulator* at = to + r * width + v * L::size;
-        (fresh ? sum[r][v] : sum[r][v] + L::load(at)).store(at);
+        for (int v = 0; v < Vectors; ++v) {
+          Accumulator* at = to + r * width + v * L::size;
+          (write ? sum[r][v] : sum[r][v] + L::load(at)).store(at);
+        }
       }
     }
   });

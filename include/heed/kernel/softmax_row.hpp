@@ -97,10 +97,15 @@ void softmax_row(const From* from, Accumulator* row, To* to, Index count) {
     sums[2] += tail;
   }
   const Accumulator sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  const L factor(sum == 0 ? 0 : 1 / sum);
+  // x / sum, rounded as a division is nearly always: the rounding of the inverse is taken back.
+  const L total(sum), factor(sum == 0 ? 0 : 1 / sum);
+  const auto divide = [&](L x) __attribute__((always_inline)) {
+    const L quotient = x * factor;
+    return fma(fma(-quotient, total, x), factor, quotient);
+  };
 #pragma GCC unroll 4
-  for (j = 0; j < whole; j += L::size) store_narrowed(L::load(row + j) * factor, to + j);
-  if (edge) store_some(tail * factor, to + whole, count - whole);
+  for (j = 0; j < whole; j += L::size) store_narrowed(divide(L::load(row + j)), to + j);
+  if (edge) store_some(divide(tail), to + whole, count - whole);
 }
 
 /// d = p (g - sum of p g) over a row, and 0 where p is 0, whatever g is there.

@@ -79,6 +79,7 @@ struct QueryBlock {
     query = layout.take<Number>(key_numbers);
     d_output = layout.take<Number>(padded<Number>(p.value_dim) * lanes);
     d_query = layout.take<Number>(key_numbers);
+    older_d_query = layout.take<Number>(product ? key_numbers : 0);
     query_exp = layout.take<Number>(tanh ? key_numbers : 0);
     raw_query = layout.take<Number>(query_dim * lanes);
     matrix = layout.take<Number>(query_dim * p.key_dim);
@@ -134,7 +135,8 @@ struct QueryBlock {
       const Index start = widths[n].first, width = widths[n].vectors * L::size;
       QueryPanel& panel = panels[n];
       panel = {start, width, std::min(width, count - start), p.keys};
-      started[n] = false;
+      tiles[n] = 0;
+      joined[n] = false;
       read_lanes(n);
       masks[n].emplace(call.mask, batch, head, first + start, panel.count, p.keys);
       with_vectors(widths[n].vectors, [&]<int Vectors>() {
@@ -152,11 +154,35 @@ struct QueryBlock {
       exp_in_range = double_exponentials(query, lanes, count, p.key_dim, query_exp);
   }
 
+  /// So many tiles are added up before their sum joins that of the tiles before: a chain of
+  /// additions has a rounding error that grows with its length.
+  static constexpr Index most_tiles = 16;
+
+  /// Announces that a tile is added to the dQ of a panel; false where it is written instead.
+  bool add_to_query(Index n) {
+    if (tiles[n] == most_tiles) {
+      join_query(n);
+      tiles[n] = 0;
+    }
+    return tiles[n]++ > 0;
+  }
+
+  /// What has been added up joins the tiles before.
+  EIGEN_DONT_INLINE void join_query(Index n) {
+    const Index begin = panels[n].first * p.key_dim, end = begin + panels[n].lanes * p.key_dim;
+    for (Index at = begin; at < end; at += L::size) {
+      const L x = L::load(d_query + at);
+      (joined[n] ? x + L::load(older_d_query + at) : x).store(older_d_query + at);
+    }
+    joined[n] = true;
+  }
+
   /// dQ of a panel that no tile has written begins at 0.
   void start_query(Index n) {
     Number* sums = d_query + panels[n].first * p.key_dim;
-    if (product && !std::exchange(started[n], true)) {
+    if (product && tiles[n] == 0 && !joined[n]) {
       std::fill(sums, sums + panels[n].lanes * p.key_dim, Number(0));
+      tiles[n] = 1;
     }
   }
 
@@ -188,7 +214,8 @@ struct QueryBlock {
     for (Index n = 0; n < panel_count; ++n) {
       QueryPanel& panel = panels[n];
       start_query(n);
-      const Number* from = d_query + panel.first * p.key_dim;
+      if (joined[n]) join_query(n);
+      const Number* from = (joined[n] ? older_d_query : d_query) + panel.first * p.key_dim;
       const Slab<Number> transformed{rows, p.key_dim, 1};
       if constexpr (has_matrix) {
         unpack_lanes(from, factor, panel.lanes, panel.count, p.key_dim, transformed, panel.first);
@@ -218,7 +245,8 @@ struct QueryBlock {
   Index batch, head, first, count, panel_count;
   QueryPanel panels[length(most_panels)];
   std::optional<Mask> masks[length(most_panels)];
-  bool started[length(most_panels)];              // whether the panel's dQ is
+  Index tiles[length(most_panels)];               // how many are in the panel's dQ
+  bool joined[length(most_panels)];               // whether there are older ones
   bool idle[length(most_panels)];                 // whether a lane of the panel is
   bool dead = false;                              // whether a query is
   bool exp_in_range = false;                      // whether query_exp can be used
@@ -228,6 +256,7 @@ struct QueryBlock {
 
   Number *query = nullptr, *d_output = nullptr, *query_exp = nullptr;  // by features
   Number* d_query = nullptr;  // by queries if the similarity is a product
+  Number* older_d_query = nullptr;
 
  private:
   Number factor_of_query() const { return query_factor<Number>(call.score.similarity); }

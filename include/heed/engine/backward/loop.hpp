@@ -328,7 +328,7 @@ class Backward {
       alignas(64) Number ones[length(lanes)];
       std::fill(ones, ones + lanes, Number(1));
       add_product<Vectors>(d_scores, key, panel.keys, p_.key_dim,
-                           std::exchange(block.started[n], true) ? ones : nullptr,
+                           block.add_to_query(n) ? ones : nullptr,
                            block.d_query + panel.first * p_.key_dim);
     }
   }
