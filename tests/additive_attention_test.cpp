@@ -136,17 +136,49 @@ TEST(AdditiveAttention, RefusesWhatDoesNotFit) {
       refuses([&] { AdditiveAttention<float>(3, 5, -4); }, {"heed::AdditiveAttention", "-4"}));
 }
 
-TEST(AdditiveAttention, RefusesWeightsThatDoNotFitTogether) {
-  const auto q = make<float, 2>(random({1, 1, 6, 3}, 1)),
-             k = make<float, 2>(random({1, 1, 9, 5}, 2));
-  AdditiveAttention<float> module(3, 5, 4);
-  const auto pass = module.forward(q, k, k);
-  module.score_weight.resize(7);
-  EXPECT_TRUE(refuses([&] { module(q, k, k); }, {"heed::AdditiveAttention", "4", "7"}));
-  EXPECT_TRUE(refuses([&] { module.forward(q, k, k); }, {"heed::AdditiveAttention", "7"}));
-  EXPECT_TRUE(refuses([&] { module.forward_with_weights(q, k, k); }, {"7"}));
-  EXPECT_TRUE(refuses([&] { module.backward(pass, pass.output); }, {"7"}));
-  EXPECT_TRUE(refuses([&] { AdditiveAttention<float>()(q, k, k); }, {"AdditiveAttention", "0"}));
+/// Every call of the module throws, with the function's name and the parts.
+template <class Module, class X, class Pass>
+void expect_refused(const Module& module, const X& x, const Pass& pass,
+                    std::initializer_list<std::string> parts) {
+  const auto has = [&](const auto& f, const std::string& function) {
+    EXPECT_TRUE(refuses(f, {"heed::" + function + ":"}));
+    EXPECT_TRUE(refuses(f, parts));
+  };
+  has([&] { module(x, x, x); }, "AdditiveAttention");
+  has([&] { module.forward(x, x, x); }, "AdditiveAttention");
+  has([&] { module.forward_with_weights(x, x, x); }, "AdditiveAttention");
+  has([&] { module.backward(pass, pass.output); }, "AdditiveAttention::backward");
+}
+
+TEST(AdditiveAttention, ChecksWeightsThatWereAssigned) {
+  const AdditiveAttention<float> good(5, 5, 4, 1), other(5, 5, 7, 1);
+  const auto x = make<float, 2>(random({1, 1, 6, 5}, 1));
+  const auto pass = good.forward(x, x, x);
+  auto module = good;
+  module.query_projection = other.query_projection;
+  expect_refused(module, x, pass, {"query_projection", "(7, 5)", "(4, 5)"});
+  module.key_projection = other.key_projection;
+  expect_refused(module, x, pass, {"query_projection", "(7, 5)", "(4, 5)"});
+  module.query_projection = good.query_projection;
+  expect_refused(module, x, pass, {"key_projection", "(7, 5)", "(4, 5)"});
+  module = good;
+  module.score_weight.setOnes(3);
+  expect_refused(module, x, pass, {"query_projection", "(4, 5)", "(3, 5)"});
+  module = good;
+  module.key_projection.bias.setOnes(3);
+  expect_refused(module, x, pass, {"the bias of key_projection", "3", "4"});
+}
+
+TEST(AdditiveAttention, WithoutWeightsIsRefused) {
+  AdditiveAttention<float> module(5, 5, 4, 1);
+  const auto x = make<float, 2>(random({1, 1, 6, 5}, 1));
+  const auto pass = module.forward(x, x, x);
+  const AdditiveAttention<float> empty;
+  expect_refused(empty, x, pass, {"no weights"});
+  expect_refused(empty, Matrix<float>(6, 0), pass, {"no weights"});
+  const auto taken = std::move(module);
+  expect_refused(module, x, pass, {"no weights"});
+  EXPECT_TRUE(same(reference(taken(x, x, x)), reference(pass.output)));
 }
 
 // The module of the first test: weights P = e^1.2 / (e^1.2 + 1) and 1 - P, values 1 and 0, so the
@@ -281,6 +313,27 @@ TEST(AdditiveAttentionBackward, RefusesWhatDoesNotFit) {
                       {"heed::AdditiveAttention::backward", "(6, 4)", "(7, 3)"}));
   EXPECT_TRUE(refuses([&] { wider.backward(pass, pass.output); },
                       {"heed::AdditiveAttention::backward", "(6, 3)", "(4, 6)"}));
+}
+
+// The tensors of a pass are public too.
+TEST(AdditiveAttentionBackward, RefusesAPassOfOtherShapes) {
+  const AdditiveAttention<float> module(3, 5, 4);
+  const auto q = make<float, 2>(random({1, 1, 6, 3}, 1)),
+             k = make<float, 2>(random({1, 1, 9, 5}, 2));
+  const auto good = module.forward(q, k, k);
+  const auto expect = [&](const auto& change, const std::string& shape) {
+    auto pass = good;
+    change(pass);
+    EXPECT_TRUE(refuses([&] { module.backward(pass, good.output); }, {"heed::", shape}));
+  };
+  for (const Index rows : {0, 3, 7}) {
+    const std::string n = "(" + std::to_string(rows);
+    expect([&](auto& pass) { pass.projected_query.setZero(rows, 4); }, n + ", 4)");
+    expect([&](auto& pass) { pass.projected_key.setZero(rows, 4); }, n + ", 4)");
+    expect([&](auto& pass) { pass.output.setZero(rows, 5); }, n + ", 5)");
+    expect([&](auto& pass) { pass.log_sum_exp.setZero(rows); }, n + ")");
+  }
+  EXPECT_NO_THROW(module.backward(good, good.output));
 }
 
 }  // namespace

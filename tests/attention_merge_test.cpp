@@ -89,14 +89,37 @@ TEST(Merge, RefusesPassesOfDifferentShapes) {
   EXPECT_TRUE(refuses([&] { merge(pass(5, 13), pass(5, 17)); }, {"heed::merge", "13", "17"}));
 }
 
-TEST(Merge, RefusesALogSumExpThatDoesNotFit) {
-  const Inputs in({.queries = 5, .keys = 3, .dim = 2, .width = 4});
-  const auto whole =
-      attention_forward(make<float, 2>(in.query), make<float, 2>(in.key), make<float, 2>(in.value));
-  auto cut = whole;
-  cut.log_sum_exp.conservativeResize(2);
-  EXPECT_TRUE(refuses([&] { merge(whole, cut); }, {"heed::merge", "second", "(2)", "(5, 4)"}));
-  EXPECT_TRUE(refuses([&] { merge(cut, whole); }, {"heed::merge", "first", "(2)"}));
+TEST(Merge, RefusesALogSumExpOfAnotherShape) {
+  const auto q = make<float, 3>(random({2, 1, 7, 4}, 1));
+  const auto pass = attention_forward(q, q, q);
+  const auto with_rows = [&](Index batch, Index queries) {
+    auto other = pass;
+    other.log_sum_exp.setZero(batch, queries);
+    return other;
+  };
+  for (const auto& other : {with_rows(2, 5), with_rows(1, 7), with_rows(7, 2), with_rows(0, 0)}) {
+    const std::string shape = "(" + std::to_string(other.log_sum_exp.rows()) + ", " +
+                              std::to_string(other.log_sum_exp.cols()) + ")";
+    EXPECT_TRUE(refuses([&] { merge(pass, other); }, {"heed::merge", shape, "(2, 7, 4)"}));
+    EXPECT_TRUE(refuses([&] { merge(other, pass); }, {"heed::merge", shape, "(2, 7, 4)"}));
+    EXPECT_TRUE(refuses([&] { merge(other, other); }, {"heed::merge", shape, "(2, 7, 4)"}));
+  }
+}
+
+// What a pass refers to is read only; the result owns its elements.
+TEST(Merge, OfViewsLeavesThemAlone) {
+  const auto q = make<float, 4>(random({2, 3, 7, 4}, 1));
+  auto a = attention_forward(q, q, q), b = attention_forward(q, q, q, dot_product());
+  const auto expected = merge(a, b);
+  const auto views = [](auto& pass) {
+    return AttentionPass<View<float, 4>, View<float, 3>>{view(pass.output), view(pass.log_sum_exp)};
+  };
+  const auto before = a;
+  const auto merged = merge(views(a), views(b));
+  EXPECT_TRUE(same(reference(merged.output), reference(expected.output)));
+  EXPECT_TRUE(same(reference_rows(merged.log_sum_exp), reference_rows(expected.log_sum_exp)));
+  EXPECT_TRUE(same(reference(a.output), reference(before.output)));
+  EXPECT_TRUE(same(reference_rows(a.log_sum_exp), reference_rows(before.log_sum_exp)));
 }
 
 }  // namespace

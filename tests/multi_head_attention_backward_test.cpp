@@ -62,6 +62,8 @@ TEST(MultiHeadAttentionBackward, IsTheSlopeOfEveryInputAndParameter) {
   const MultiHeadConfig plain{.embed_dim = 6, .num_heads = 2},
       grouped{.embed_dim = 8, .num_heads = 4, .num_kv_heads = 2, .bias = true},
       widths{.embed_dim = 6, .num_heads = 3, .key_dim = 5, .value_dim = 9, .bias = true};
+  const MultiHeadConfig wider{.embed_dim = 4, .num_heads = 3, .head_dim = 5},
+      narrower{.embed_dim = 7, .num_heads = 4, .num_kv_heads = 2, .bias = true, .head_dim = 1};
   const auto by_head =
       mask_if([](Index b, Index h, Index i, Index j) { return (b + h + i + 2 * j) % 3 != 0; });
   expect_gradients<3, Eigen::RowMajor>(plain, 2, no_mask());
@@ -71,10 +73,9 @@ TEST(MultiHeadAttentionBackward, IsTheSlopeOfEveryInputAndParameter) {
   expect_gradients<3, Eigen::RowMajor>(widths, 2, by_head && valid_lens({5, 3}));
   expect_gradients<3, Eigen::ColMajor>(widths, 2, causal());
   expect_gradients<2, Eigen::RowMajor>(grouped, 1, causal());
-  const MultiHeadConfig wide{
-      .embed_dim = 5, .num_heads = 2, .num_kv_heads = 1, .bias = true, .head_dim = 4};
-  expect_gradients<3, Eigen::RowMajor>(wide, 2, by_head);
   expect_gradients<2, Eigen::ColMajor>(widths, 1, no_mask());
+  expect_gradients<3, Eigen::RowMajor>(wider, 2, causal());
+  expect_gradients<3, Eigen::RowMajor>(narrower, 2, by_head);
 }
 
 TEST(MultiHeadAttentionBackward, OfOneInputIsTheSumOfItsThreeParts) {
@@ -202,6 +203,37 @@ TEST(MultiHeadAttentionBackward, RefusesWhatDoesNotFit) {
                       {"heed::MultiHeadAttention::backward", "(2, 5, 12)", "(16, 16)"}));
   EXPECT_TRUE(refuses([&] { heads.backward(pass, x); },
                       {"heed::MultiHeadAttention::backward", "(2, 4, 5)", "3 heads"}));
+}
+
+// The tensors of a pass are public too.
+TEST(MultiHeadAttentionBackward, RefusesAPassOfOtherShapes) {
+  const MultiHeadAttention<float> module({.embed_dim = 12, .num_heads = 4});
+  const auto x = make<float, 3>(random({2, 1, 5, 12}, 1));
+  const auto good = module.forward(x, x, x);
+  const auto expect = [&](const auto& change, const std::string& shape) {
+    auto pass = good;
+    change(pass);
+    EXPECT_TRUE(
+        refuses([&] { module.backward(pass, x); }, {"heed::MultiHeadAttention::backward", shape}));
+  };
+  for (const Index batch : {0, 1, 3}) {
+    const std::string shape = "(" + std::to_string(batch) + ", 5, 12)";
+    expect([&](auto& pass) { pass.query.resize(batch, 5, 12); }, shape);
+    expect([&](auto& pass) { pass.key.resize(batch, 5, 12); }, shape);
+    expect([&](auto& pass) { pass.value.resize(batch, 5, 12); }, shape);
+    expect([&](auto& pass) { pass.context.resize(batch, 5, 12); }, shape);
+    expect([&](auto& pass) { pass.output.resize(batch, 5, 12); }, shape);
+  }
+  expect([&](auto& pass) { pass.key.resize(2, 4, 12); }, "(2, 4, 12)");
+  expect([&](auto& pass) { pass.log_sum_exp.resize(2, 4, 3); }, "(2, 4, 3)");
+  expect([&](auto& pass) { pass.log_sum_exp.resize(0, 0, 0); }, "(0, 0, 0)");
+  auto moved = good;
+  const auto taken = std::move(moved);
+  if (moved.query.size() == 0) {
+    EXPECT_TRUE(
+        refuses([&] { module.backward(moved, x); }, {"heed::MultiHeadAttention::backward"}));
+  }
+  EXPECT_NO_THROW(module.backward(taken, x));
 }
 
 TEST(ForEachParameter, GoesThroughTheProjectionsInOrder) {

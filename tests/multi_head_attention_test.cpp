@@ -43,15 +43,15 @@ void expect_split_project_attend_merge(const Case& c, const Mask& mask, const Al
   const Index key_dim = f.key_dim != 0 ? f.key_dim : f.embed_dim,
               value_dim = f.value_dim != 0 ? f.value_dim : f.embed_dim;
   const Index head_dim = f.head_dim != 0 ? f.head_dim : f.embed_dim / f.num_heads;
-  const Index width = f.num_heads * head_dim;
-  ASSERT_EQ(module.query_projection.weight.rows(), width);
+  EXPECT_EQ(module.config().head_dim, head_dim);
+  ASSERT_EQ(module.query_projection.weight.rows(), f.num_heads * head_dim);
   ASSERT_EQ(module.query_projection.weight.cols(), f.embed_dim);
   ASSERT_EQ(module.key_projection.weight.rows(), key_heads * head_dim);
   ASSERT_EQ(module.key_projection.weight.cols(), key_dim);
   ASSERT_EQ(module.value_projection.weight.rows(), key_heads * head_dim);
   ASSERT_EQ(module.value_projection.weight.cols(), value_dim);
   ASSERT_EQ(module.output_projection.weight.rows(), f.embed_dim);
-  ASSERT_EQ(module.output_projection.weight.cols(), width);
+  ASSERT_EQ(module.output_projection.weight.cols(), f.num_heads * head_dim);
   for (auto* layer : {&module.query_projection, &module.key_projection, &module.value_projection,
                       &module.output_projection}) {
     ASSERT_EQ(layer->bias.size(), f.bias ? layer->weight.rows() : 0);
@@ -66,8 +66,9 @@ void expect_split_project_attend_merge(const Case& c, const Mask& mask, const Al
                                     split(projected(module.value_projection, v), key_heads),
                                     scaled_dot(), allowed, [](auto...) { return 1.0; });
   const Reference expected = projected(module.output_projection, merged(inner.output));
-  // Four sums of products of numbers below 1, one after the other, of embed_dim terms each.
-  const double bound = 8 * std::sqrt(static_cast<double>(f.embed_dim + key_dim + value_dim)) *
+  // Four sums of products of numbers below 1, one after the other.
+  const Index terms = f.embed_dim + key_dim + value_dim + f.num_heads * head_dim;
+  const double bound = 8 * std::sqrt(static_cast<double>(terms)) *
                        static_cast<double>(std::numeric_limits<Scalar>::epsilon()) * 4;
   const auto query = make<Scalar, 3>(q), key = make<Scalar, 3>(k), value = make<Scalar, 3>(v);
   const auto output = module(query, key, value, mask);
@@ -94,9 +95,18 @@ TEST(MultiHeadAttention, IsSplitProjectAttendMerge) {
        2,
        25,
        24},
-      // Heads that are wider, and narrower, than their share of the embedding.
-      {{.embed_dim = 8, .num_heads = 2, .bias = true, .head_dim = 8}, 2, 7, 9},
-      {{.embed_dim = 10, .num_heads = 4, .num_kv_heads = 2, .head_dim = 1}, 1, 5, 6}};
+      {{.embed_dim = 8, .num_heads = 2, .head_dim = 8}, 2, 7, 9},
+      {{.embed_dim = 5, .num_heads = 3, .bias = true, .head_dim = 4}, 2, 9, 25},
+      {{.embed_dim = 24,
+        .num_heads = 4,
+        .num_kv_heads = 2,
+        .key_dim = 3,
+        .value_dim = 7,
+        .bias = true,
+        .head_dim = 2},
+       1,
+       26,
+       50}};
   for (const Case& c : cases) {
     expect_split_project_attend_merge<float>(c, no_mask(), everything());
     expect_split_project_attend_merge<double>(c, no_mask(), everything());
@@ -223,40 +233,74 @@ TEST(MultiHeadAttention, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(refuses([&] { module(x, other_batch, other_batch); }, {"heed::", "2", "3"}));
   EXPECT_TRUE(refuses([&] { module(x, x, longer); }, {"heed::", "5", "9"}));
   EXPECT_TRUE(refuses([&] { module(x, x, x, valid_lens({1, 2, 3})); }, {"heed::", "3", "2"}));
+  EXPECT_TRUE(
+      refuses([] { MultiHeadAttention<float>({.embed_dim = 24, .num_heads = 3, .head_dim = -4}); },
+              {"heed::MultiHeadAttention", "head_dim", "-4"}));
 }
 
-TEST(MultiHeadAttention, RefusesWeightsThatDoNotFitItsConfiguration) {
-  // Heads of 8 in an embedding of 8 with 2 heads: legal if the configuration says so.
-  const auto wide = [](Index head_dim) {
-    MultiHeadAttention<float> module({.embed_dim = 8, .num_heads = 2, .head_dim = head_dim});
-    for (auto* layer : {&module.query_projection, &module.key_projection, &module.value_projection})
-      layer->weight = Matrix<float>::Random(16, 8);
-    module.output_projection.weight = Matrix<float>::Random(8, 16);
-    return module;
+/// Every call of the module throws, with the function's name and the parts.
+template <class Module, class X, class Pass>
+void expect_refused(const Module& module, const X& x, const Pass& pass, const std::string& name,
+                    std::initializer_list<std::string> parts) {
+  const auto has = [&](const auto& f, const std::string& function) {
+    EXPECT_TRUE(refuses(f, {"heed::" + function + ":"}));
+    EXPECT_TRUE(refuses(f, parts));
   };
+  has([&] { module(x, x, x); }, name);
+  has([&] { module.forward(x, x, x); }, name);
+  has([&] { module.forward_with_weights(x, x, x); }, name);
+  has([&] { module.backward(pass, pass.output); }, name + "::backward");
+}
+
+// Weights of heads twice as wide as the configuration says: fine once it says so.
+TEST(MultiHeadAttention, ChecksWeightsThatWereAssigned) {
+  const std::string name = "MultiHeadAttention";
+  const MultiHeadConfig config{.embed_dim = 8, .num_heads = 2};
+  MultiHeadConfig wide = config;
+  wide.head_dim = 8;
+  const MultiHeadAttention<float> good(config, 1), other(wide, 1);
   const auto x = make<float, 3>(random({2, 1, 5, 8}, 1));
-  EXPECT_NO_THROW(wide(8)(x, x, x));
-  const auto module = wide(0);
-  const std::initializer_list<std::string> parts = {"heed::MultiHeadAttention", "query_projection",
-                                                    "(16, 8)", "(8, 8)"};
-  EXPECT_TRUE(refuses([&] { module(x, x, x); }, parts));
-  EXPECT_TRUE(refuses([&] { module.forward(x, x, x); }, parts));
-  EXPECT_TRUE(refuses([&] { module.forward_with_weights(x, x, x); }, parts));
-  const auto pass = wide(8).forward(x, x, x);
-  EXPECT_TRUE(refuses([&] { module.backward(pass, x); }, {"query_projection", "(16, 8)"}));
+  const auto pass = good.forward(x, x, x);
+  auto module = good;
+  module.query_projection = other.query_projection;
+  expect_refused(module, x, pass, name, {"query_projection", "(16, 8)", "(8, 8)"});
+  module.key_projection = other.key_projection;
+  module.value_projection = other.value_projection;
+  module.output_projection = other.output_projection;
+  expect_refused(module, x, pass, name, {"query_projection", "(16, 8)", "(8, 8)"});
+  module.query_projection = good.query_projection;
+  expect_refused(module, x, pass, name, {"key_projection", "(16, 8)", "(8, 8)"});
+  module.key_projection = good.key_projection;
+  expect_refused(module, x, pass, name, {"value_projection", "(16, 8)", "(8, 8)"});
+  module.value_projection = good.value_projection;
+  expect_refused(module, x, pass, name, {"output_projection", "(8, 16)", "(8, 8)"});
+  module.output_projection = good.output_projection;
+  EXPECT_TRUE(same(reference(module(x, x, x)), reference(pass.output)));
+  // A bias may be there or not, whatever the module began with, but of the right length.
+  module.output_projection.bias.setOnes(8);
+  EXPECT_TRUE(near(
+      reference(module(x, x, x)),
+      generate({2, 1, 5, 8},
+               [&](Index b, Index, Index i, Index c) { return number(pass.output(b, i, c)) + 1; }),
+      1e-6));
+  for (auto* layer : {&module.query_projection, &module.key_projection, &module.value_projection,
+                      &module.output_projection}) {
+    layer->bias.setOnes(7);
+    expect_refused(module, x, pass, name, {"bias", "7", "8"});
+    layer->bias.resize(0);
+  }
+}
 
-  MultiHeadAttention<float> odd({.embed_dim = 8, .num_heads = 2, .bias = true});
-  odd.output_projection.weight.resize(8, 7);
-  EXPECT_TRUE(refuses([&] { odd(x, x, x); }, {"output_projection", "(8, 7)"}));
-  odd = MultiHeadAttention<float>({.embed_dim = 8, .num_heads = 2, .bias = true});
-  odd.value_projection.bias.resize(9);
-  EXPECT_TRUE(refuses([&] { odd(x, x, x); }, {"value_projection", "bias of 9"}));
-
-  EXPECT_TRUE(refuses([&] { MultiHeadAttention<float>()(x, x, x); },
-                      {"MultiHeadAttention", "no configuration"}));
-  EXPECT_TRUE(
-      refuses([] { MultiHeadAttention<float>({.embed_dim = 8, .num_heads = 2, .head_dim = -1}); },
-              {"head_dim -1"}));
+TEST(MultiHeadAttention, WithoutWeightsIsRefused) {
+  const auto x = make<float, 3>(random({2, 1, 5, 8}, 1));
+  MultiHeadAttention<float> module({.embed_dim = 8, .num_heads = 2});
+  const auto pass = module.forward(x, x, x);
+  expect_refused(MultiHeadAttention<float>(), x, pass, "MultiHeadAttention", {"no weights"});
+  const Tensor<float, 3> none(2, 5, 0);
+  expect_refused(MultiHeadAttention<float>(), none, pass, "MultiHeadAttention", {"no weights"});
+  const auto taken = std::move(module);
+  expect_refused(module, x, pass, "MultiHeadAttention", {"query_projection", "(0, 0)", "(8, 8)"});
+  EXPECT_TRUE(same(reference(taken(x, x, x)), reference(pass.output)));
 }
 
 }  // namespace

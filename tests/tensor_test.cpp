@@ -1,4 +1,4 @@
-#include "heed/heed.hpp"
+#include "heed/tensor.hpp"
 
 #include "support.hpp"
 
@@ -49,6 +49,23 @@ TEST(View, OfBlocksMapsRefsAndTransposes) {
   Eigen::Map<Eigen::MatrixXd, 0, Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>> map(
       memory.data(), 3, 4, Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>(11, 3));
   expect_window(view(map), map);
+}
+
+using Plain = Matrix<float>;
+struct Named : Plain {
+  using Plain::Plain;
+};
+
+TEST(View, OfSegmentsAndOfClassesDerivedFromMatrices) {
+  Eigen::VectorXf x(9);
+  auto segment = x.segment(2, 4);
+  expect_window(view(segment), segment);
+  Matrix<float> m(3, 4);
+  auto tail = m.col(1).tail(2);
+  expect_window(view(tail), tail);
+  EXPECT_EQ(view(m.row(2).head(3)).strides[1], 1);
+  Named named(2, 3);
+  expect_window(view(named), named);
 }
 
 TEST(View, OfTensorsOfEitherOrder) {
@@ -116,56 +133,6 @@ void expect_split_heads() {
   });
 }
 
-TEST(View, OfABlockOfAVector) {
-  // A segment of a row is neither a Block nor a Matrix of Eigen's.
-  Matrix<float> m = Matrix<float>::Random(3, 8);
-  const auto x = view(m.row(1).segment(2, 4));
-  EXPECT_EQ(x.shape, (std::array<Index, 2>{1, 4}));
-  EXPECT_EQ(&x(0, 3), &m(1, 5));
-}
-
-TEST(Extents, ThatOverflowOrAreNegativeAreRefused) {
-  float number = 1;
-  const Index many = Index(1) << 31;
-  const View<float, 4> vast{&number, {many, many, 1, 8}, {0, 0, 0, 0}};
-  const View<float, 2> negative{&number, {-1, 8}, {0, 0}};
-  const Matrix<float> x = Matrix<float>::Ones(2, 8);
-  const auto refused = [](const auto& f, std::string part) { return refuses(f, {"heed::", part}); };
-  EXPECT_TRUE(refused([&] { attention(vast, vast, vast); }, "2147483648"));
-  EXPECT_TRUE(refused([&] { attention_with_weights(vast, vast, vast); }, "2147483648"));
-  EXPECT_TRUE(refused([&] { softmax(vast); }, "2147483648"));
-  EXPECT_TRUE(refused([&] { batched_matmul(vast, transposed(vast)); }, "2147483648"));
-  EXPECT_TRUE(refused([&] { Linear<float>{Matrix<float>::Ones(2, 8), {}}(vast); }, "2147483648"));
-  EXPECT_TRUE(refused([&] { attention(negative, x, x); }, "negative"));
-  EXPECT_TRUE(refused([&] { attention(x, negative, negative); }, "negative"));
-  EXPECT_TRUE(refused([&] { softmax(negative); }, "negative"));
-  EXPECT_TRUE(refused([&] { batched_matmul(negative, transposed(x)); }, "negative"));
-  EXPECT_TRUE(refused([&] { Linear<float>{Matrix<float>::Ones(2, 8), {}}(negative); }, "negative"));
-  // Weights of 2^31 queries and keys are too many, though queries and keys are not.
-  const View<float, 2> line{&number, {many, 1}, {0, 0}};
-  EXPECT_TRUE(refused([&] { attention_with_weights(line, line, line); }, "the weights"));
-  // Nothing is nothing, however long its other axes are.
-  const View<float, 4> nothing{&number, {many, many, 0, 8}, {0, 0, 0, 0}};
-  EXPECT_NO_THROW(detail::check_extents("f", "x", nothing.shape));
-}
-
-TEST(Error, NumbersReadBack) {
-  EXPECT_EQ(detail::text(-1e-9), "-1e-09");
-  EXPECT_EQ(detail::text(1e308), "1e+308");
-  EXPECT_EQ(detail::text(0.1), "0.1");
-}
-
-TEST(Policies, KeepABlockOfATemporary) {
-  const auto score = scaled_dot_product() |
-                     bias(Matrix<float>::Constant(6, 6, 3.F).eval().block(1, 1, 3, 4)) |
-                     alibi(Vector<float>::Zero(4).eval().head(1));
-  const auto mask = allow(Matrix<bool>::Constant(9, 9, true).eval().block(2, 2, 3, 4));
-  const std::string elsewhere(4096, 'x');  // what the temporaries lay in is used again
-  const Matrix<float> q = Matrix<float>::Random(3, 2), k = Matrix<float>::Random(4, 2);
-  EXPECT_TRUE(
-      near(reference(attention(q, k, k, score, mask)), reference(attention(q, k, k)), 1e-6));
-}
-
 TEST(SplitHeads, CutsTheLastAxis) {
   expect_split_heads<Eigen::RowMajor>();
   expect_split_heads<Eigen::ColMajor>();
@@ -194,6 +161,24 @@ TEST(Transposed, SwapsTheLastTwoAxes) {
   EXPECT_EQ(turned.shape, (Shape{2, 3, 5, 4}));
   EXPECT_EQ(&turned(1, 2, 4, 3), &t(1, 2, 3, 4));
   EXPECT_EQ(&transposed(turned)(1, 2, 3, 4), &t(1, 2, 3, 4));
+}
+
+// The shortest digits from which the number can be read again.
+TEST(Text, OfNumbers) {
+  using detail::text;
+  EXPECT_EQ(text(.1), "0.1");
+  EXPECT_EQ(text(.1F), "0.1");
+  EXPECT_EQ(text(-1e-9), "-1e-09");
+  EXPECT_EQ(text(1e308), "1e+308");
+  EXPECT_EQ(text(2.), "2");
+  EXPECT_EQ(text(0x1p-1074), "5e-324");
+  EXPECT_EQ(text(nan), "nan");
+  EXPECT_EQ(text(-infinity), "-inf");
+  EXPECT_EQ(text(1.L / 4), "0.25");
+  const double third = 1. / 3;
+  EXPECT_EQ(std::stod(text(third)), third);
+  EXPECT_EQ(text(Index(-7)), "-7");
+  EXPECT_EQ(text(7), "7");
 }
 
 TEST(Support, NearIsFalseForNaNAndForShapes) {

@@ -1,4 +1,4 @@
-// expect: take no integers
-#include <heed/attention.hpp>
+// expect: heed: .*integers
+#include <heed/heed.hpp>
 
-auto call(const heed::Matrix<int>& x) { return heed::attention(x, x, x); }
+auto call(const heed::Tensor<int, 4>& x) { return heed::attention(x, x, x); }

@@ -17,4 +17,16 @@ void calls(const heed::Tensor<float, 4>& q, const heed::Tensor<float, 4>& k,
   heed::attention_backward(q, k, v, pass, pass.output, score);
   heed::Vector<float> w, dw;
   heed::additive(w, dw);
+
+  // What refers to something that stays may itself be a temporary.
+  heed::Matrix<float> matrix(4, 6);
+  std::vector<float> memory(24);
+  heed::view(matrix.block(0, 0, 2, 3));
+  heed::transposed(Eigen::Map<heed::Matrix<float>>(memory.data(), 4, 6));
+  heed::view(Eigen::TensorMap<heed::Tensor<float, 2>>(memory.data(), 4, 6));
+  heed::transposed(heed::view(matrix));
+  const heed::AdditiveAttention<float> module(3, 3, 2);
+  module.forward(matrix.leftCols(3), matrix.leftCols(3), matrix);
+  const heed::Matrix<int> integers(2, 2);
+  heed::batched_matmul(integers, integers);
 }

@@ -1,4 +1,4 @@
-// expect: take no integers
-#include <heed/softmax.hpp>
+// expect: heed: .*integers
+#include <heed/heed.hpp>
 
-auto call(const heed::Matrix<int>& x) { return heed::softmax(x); }
+auto call(const heed::Matrix<int>& scores) { return heed::softmax(scores); }

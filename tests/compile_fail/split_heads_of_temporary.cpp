@@ -1,4 +1,6 @@
-// expect: a View would outlive the elements of this temporary
-#include <heed/tensor.hpp>
+// expect: heed: a view of a temporary would outlive its elements
+#include <heed/heed.hpp>
 
-auto call() { return heed::split_heads(heed::Tensor<float, 3>(2, 3, 4), 2); }
+auto call(const heed::Linear<float>& layer, const heed::Tensor<float, 3>& x) {
+  return heed::split_heads(layer(x), 4);
+}

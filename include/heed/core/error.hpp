@@ -1,8 +1,8 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <charconv>
+#include <concepts>
 #include <cstddef>
 #include <limits>
 #include <stdexcept>
@@ -17,9 +17,11 @@ inline std::string text(const char* s) { return s; }
 inline std::string text(std::string s) { return s; }
 inline std::string text(Index n) { return std::to_string(n); }
 /// The shortest text that reads back as the same number.
-inline std::string text(double x) {
-  char digits[32];
-  return {digits, std::to_chars(digits, digits + sizeof digits, x).ptr};
+template <std::floating_point Number>
+std::string text(Number x) {
+  std::array<char, 128> digits;  // more than any number takes in its shortest form
+  const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), x).ptr;
+  return std::string(digits.data(), end);
 }
 
 template <std::size_t Rank>
@@ -38,23 +40,20 @@ template <class... Parts>
   throw std::invalid_argument((std::string("heed::") + function + ": " + ... + text(parts)));
 }
 
-/// Refuses extents that are negative, and shapes with so many elements that an address would
-/// overflow. `name` tells the tensor.
+/// Refuses a shape with a negative extent, or of more numbers than an Index counts in bytes, with
+/// room for a few times as many: what is computed from such a shape would overflow. An axis of 0
+/// does not excuse the others, for they are multiplied in any order.
 template <std::size_t Rank>
-EIGEN_ALWAYS_INLINE void check_extents(const char* function, const char* name,
-                                       const std::array<Index, Rank>& shape) {
-  // The largest elements that are addressed have 16 bytes.
-  constexpr Index most = std::numeric_limits<Index>::max() / 16;
-  Index product = 1;
-  bool overflows = false, negative = false, empty = false;
-  for (const Index extent : shape) {
-    negative = negative || extent < 0;
-    empty = empty || extent == 0;
-    overflows = overflows || (extent > 0 && product > most / extent);
-    if (!overflows) product *= std::max<Index>(extent, 1);
+void check_extents(const char* function, const char* name, const std::array<Index, Rank>& shape) {
+  Index room = std::numeric_limits<Index>::max() / 64;
+  for (std::size_t axis = 0; axis < Rank; ++axis) {
+    if (shape[axis] < 0) {
+      fail(function, name, " has a negative extent of ", shape[axis], " in axis ",
+           static_cast<Index>(axis), "; its shape is ", shape);
+    }
+    if (shape[axis] > room) fail(function, name, " of shape ", shape, " has too many elements");
+    if (shape[axis] > 1) room /= shape[axis];
   }
-  if (negative) fail(function, name, " has a negative extent: ", shape);
-  if (overflows && !empty) fail(function, name, " has more elements than memory: ", shape);
 }
 
 /// A gradient has the shape of what it is a gradient of, `what`.

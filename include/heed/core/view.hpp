@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <concepts>
 #include <cstddef>
 #include <type_traits>
 #include <utility>
@@ -40,9 +39,9 @@ struct View {
   template <class... Indices>
     requires(sizeof...(Indices) == Rank_)
   Scalar_& operator()(Indices... indices) const {
-    const std::array<Index, static_cast<std::size_t>(Rank_)> at{static_cast<Index>(indices)...};
     Index offset = 0;
-    for (std::size_t axis = 0; axis < at.size(); ++axis) offset += at[axis] * strides[axis];
+    auto stride = strides.begin();
+    ((offset += static_cast<Index>(indices) * *stride++), ...);
     return data[offset];
   }
 
@@ -66,13 +65,11 @@ inline constexpr bool is_view = false;
 template <class Scalar, int Rank>
 inline constexpr bool is_view<View<Scalar, Rank>> = true;
 
-template <class Derived>
-void as_dense(const Eigen::DenseBase<Derived>&);
-template <class Derived>
-void as_plain(const Eigen::PlainObjectBase<Derived>&);
-
+/// By way of a base of T too: a segment of a vector is a kind of Block, a user's class of Matrix.
+template <class Dense>
+void accept_dense(const Eigen::DenseBase<Dense>*);
 template <class T>
-concept EigenDense = requires(const T& x) { as_dense(x); };
+concept EigenDense = requires(const T* x) { accept_dense(x); };
 
 template <class T>
 concept EigenDirect = EigenDense<T> && bool(T::Flags & Eigen::DirectAccessBit);
@@ -90,16 +87,29 @@ concept EigenTensor = EigenTensorLike<T> && requires(T& x) {
 };
 
 template <class T>
-inline constexpr bool owns_tensor = false;
-template <class Scalar, int Rank, int Options, class IndexType>
-inline constexpr bool owns_tensor<Eigen::Tensor<Scalar, Rank, Options, IndexType>> = true;
-template <class Scalar, class Dimensions, int Options, class IndexType>
-inline constexpr bool owns_tensor<Eigen::TensorFixedSize<Scalar, Dimensions, Options, IndexType>> =
-    true;
-
-/// What holds its elements itself, so that they go when it goes.
+constexpr bool owns(const Eigen::PlainObjectBase<T>*) {
+  return true;
+}
+template <class Scalar, int Rank, int Options, class I>
+constexpr bool owns(const Eigen::Tensor<Scalar, Rank, Options, I>*) {
+  return true;
+}
+template <class Scalar, class Sizes, int Options, class I>
+constexpr bool owns(const Eigen::TensorFixedSize<Scalar, Sizes, Options, I>*) {
+  return true;
+}
+/// A Ref to const copies what it cannot refer to.
+template <class T, int Options, class Stride>
+constexpr bool owns(const Eigen::Ref<const T, Options, Stride>*) {
+  return true;
+}
+/// A matrix, array or tensor whose elements end with it.
 template <class T>
-inline constexpr bool owns_elements = owns_tensor<T> || requires(const T& x) { as_plain(x); };
+concept Owner = owns(static_cast<const T*>(nullptr));
+
+/// A T&& of this kind is the last that is seen of its elements.
+template <class T>
+concept OwningTemporary = !std::is_lvalue_reference_v<T> && Owner<std::remove_cvref_t<T>>;
 
 /// Order of a result that takes after T: RowMajor unless T is a column-major tensor.
 template <class T>
@@ -119,12 +129,12 @@ inline constexpr bool dependent_false = false;
 /// View of an Eigen::Tensor, TensorMap, Matrix, Array, Map, Ref, Transpose or Block, of either
 /// storage order, without a copy; it is valid as long as the elements of x are. A matrix or vector
 /// has rank 2. A View stays as it is. Refused at compile time: what has no elements in memory, as
-/// the expression `2 * a`, and a temporary that owns its elements, which the View would outlive.
+/// the expression `2 * a`, and a temporary that owns its elements.
 template <class T>
 EIGEN_ALWAYS_INLINE auto view(T&& x) {
   using Plain = std::remove_cvref_t<T>;
-  static_assert(std::is_lvalue_reference_v<T> || !detail::owns_elements<Plain>,
-                "heed: a View would outlive the elements of this temporary; give it a name");
+  static_assert(!detail::OwningTemporary<T>,
+                "heed: a view of a temporary would outlive its elements; give the tensor a name");
   if constexpr (detail::is_view<Plain>) {
     return Plain(x);
   } else if constexpr (detail::EigenDense<Plain>) {
@@ -170,17 +180,18 @@ inline constexpr int rank_of = ViewOf<const T>::Rank;
 template <class T>
 using ScalarOf = typename ViewOf<const T>::Scalar;
 
+/// Weights between 0 and 1 are no integers.
+template <class... T>
+constexpr void check_not_integers() {
+  static_assert((!std::is_integral_v<ScalarOf<T>> && ...),
+                "heed: softmax, attention and layers work on real numbers; convert integers (and "
+                "bool) first, as with x.cast<float>()");
+}
+
 /// What sums of Scalar are held in.
 template <class Scalar>
 using Accumulator = std::conditional_t<
     std::is_same_v<Scalar, Eigen::half> || std::is_same_v<Scalar, Eigen::bfloat16>, float, Scalar>;
-
-/// Refuses integers, in which there is no softmax.
-template <class Scalar>
-constexpr void check_number_type() {
-  static_assert(!std::is_integral_v<Scalar>,
-                "heed: softmax and attention take no integers; cast them to float or double");
-}
 
 /// The type of a result: rank 1 a Vector, rank 2 a Matrix, above a Tensor of the given order.
 template <class Scalar, int Rank, int Order>
@@ -264,27 +275,35 @@ void for_each_row(const std::array<Index, 4>& shape, const Body& body) {
 
 template <class T>
 inline constexpr bool is_map = false;
-template <class Plain, int Options, class Stride>
-inline constexpr bool is_map<Eigen::Map<Plain, Options, Stride>> = true;
+template <class T, int Options, class Stride>
+inline constexpr bool is_map<Eigen::Map<T, Options, Stride>> = true;
 
+/// How a policy keeps an argument of type T&&. A View or a Map is kept as it is. What has a name is
+/// referred to and must outlive the policy. A temporary is kept by value: of a block, a transpose
+/// or a Ref, which may refer to another temporary, the elements are.
 template <class T>
-struct KeptTemporary {
-  using type = T;
+struct KeptType {
+  using type = std::remove_cv_t<T>;
 };
-/// A block, a transpose or a Ref may look at the elements of another temporary.
-template <EigenDense T>
-  requires(!owns_elements<T> && !is_map<T>)
-struct KeptTemporary<T> {
+template <class T>
+  requires(!is_view<std::remove_const_t<T>>)
+struct KeptType<T&> {
+  using type = const T&;
+};
+template <class T>
+  requires(is_view<std::remove_const_t<T>>)
+struct KeptType<T&> {
+  using type = std::remove_const_t<T>;
+};
+template <class T>
+  requires(EigenDirect<std::remove_cv_t<T>> && !is_map<std::remove_cv_t<T>>)
+struct KeptType<T> {
   using type = typename T::PlainObject;
 };
-
-/// How a policy keeps an argument: a named object is referred to and must outlive the policy; a
-/// View and a temporary are kept by value, a temporary that looks at others' elements as a copy of
-/// these.
 template <class T>
-using Kept = std::conditional_t<std::is_lvalue_reference_v<T> && !is_view<std::remove_cvref_t<T>>,
-                                const std::remove_reference_t<T>&,
-                                typename KeptTemporary<std::remove_cvref_t<T>>::type>;
+struct KeptType<T&&> : KeptType<T> {};
+template <class T>
+using Kept = typename KeptType<T>::type;
 
 }  // namespace detail
 

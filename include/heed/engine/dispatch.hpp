@@ -83,7 +83,7 @@ constexpr void check_types() {
   static_assert(std::is_same_v<Accumulate, Accumulator<ScalarOf<K>>> &&
                     std::is_same_v<Accumulate, Accumulator<ScalarOf<V>>>,
                 "heed: query, key and value are of one number type (half, bfloat16 and float mix)");
-  check_number_type<Accumulate>();
+  check_not_integers<Q, K, V>();
 }
 
 /// A vector of parameters, or a tensor of them, as rank 4.

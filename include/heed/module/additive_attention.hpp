@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "heed/core/error.hpp"
@@ -50,7 +51,8 @@ struct AdditiveAttention {
   }
 
   /// query (..., queries, query_dim), key (..., keys, key_dim), value (..., keys, value_dim) of
-  /// rank 2 to 4 -> (..., queries, value_dim). Errors as in attention and Linear.
+  /// rank 2 to 4 -> (..., queries, value_dim). Errors as in attention and Linear, and where weights
+  /// do not fit one another.
   template <class Q, class K, class V, class M = NoMask>
   auto operator()(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                   const AttentionOptions& options = {}) const {
@@ -71,17 +73,20 @@ struct AdditiveAttention {
 
   /// The pass keeps what backward needs; q, k and v must outlive it.
   template <class Q, class K, class V, class M = NoMask>
-  auto forward(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
+  auto forward(Q&& q, K&& k, V&& v, const M& mask = no_mask(),
                const AttentionOptions& options = {}) const {
+    detail::check_inputs_outlive<Q, K, V>();
     check_weights("AdditiveAttention");
     auto query = query_projection(q, options.pool);
     auto key = key_projection(k, options.pool);
     auto pass = attention_forward(query, key, v, additive(score_weight), mask, options);
-    return AdditivePass<Scalar, Q, K, V, M>{{view(q), view(k), view(v), mask, options},
-                                            std::move(query),
-                                            std::move(key),
-                                            std::move(pass.output),
-                                            std::move(pass.log_sum_exp)};
+    using Pass = AdditivePass<Scalar, std::remove_cvref_t<Q>, std::remove_cvref_t<K>,
+                              std::remove_cvref_t<V>, M>;
+    return Pass{{view(q), view(k), view(v), mask, options},
+                std::move(query),
+                std::move(key),
+                std::move(pass.output),
+                std::move(pass.log_sum_exp)};
   }
 
   /// The gradients of a number that depends on the output of a pass through this module, given its
@@ -91,8 +96,8 @@ struct AdditiveAttention {
   template <class Q, class K, class V, class M, class G>
   auto backward(const AdditivePass<Scalar, Q, K, V, M>& pass, const G& grad_output) const {
     constexpr const char* function = "AdditiveAttention::backward";
-    check_weights(function);
     const auto& in = pass.inputs;
+    check_weights(function);
     detail::check_projected(function, "query", in.query, pass.projected_query, query_projection);
     detail::check_projected(function, "key", in.key, pass.projected_key, key_projection);
     detail::check_output_gradient(function, pass.output, grad_output);
@@ -124,15 +129,13 @@ struct AdditiveAttention {
   }
 
  private:
-  /// The weights are public: whatever they are now has to fit together.
   void check_weights(const char* function) const {
     const Index hidden = score_weight.size();
-    if (hidden < 1 || query_projection.out_features() != hidden ||
-        key_projection.out_features() != hidden) {
-      detail::fail(function, "the projections give ", query_projection.out_features(),
-                   " features of queries and ", key_projection.out_features(),
-                   " of keys for a score_weight of ", hidden, " (all three are the hidden width)");
-    }
+    if (hidden == 0) detail::fail(function, "the module has no weights: score_weight is empty");
+    detail::check_projection(function, "query_projection", query_projection, hidden,
+                             query_projection.in_features());
+    detail::check_projection(function, "key_projection", key_projection, hidden,
+                             key_projection.in_features());
   }
 };
 

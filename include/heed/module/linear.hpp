@@ -23,6 +23,8 @@ struct LinearGradients {
 /// y = x W^T + b over the last axis.
 template <class Scalar>
 struct Linear {
+  static_assert(!std::is_integral_v<Scalar>,
+                "heed: the weights of a layer are real numbers, not integers");
   Matrix<Scalar> weight;  ///< (out, in)
   Vector<Scalar> bias;    ///< (out), or empty: none
 
@@ -43,10 +45,15 @@ struct Linear {
     return result;
   }
 
-  /// Writes y into out, of the shape (..., out), on the threads of the pool. out shares no elements
-  /// with x or the parameters.
+  /// Writes y into out, of the shape (..., out), which shares no elements with x or the parameters,
+  /// on the threads of the pool.
   template <class Out, class X>
   void into(Out&& out, const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
+    static_assert(!std::is_const_v<std::remove_pointer_t<decltype(view(out).data)>>,
+                  "heed: the output cannot be written to");
+    static_assert(decltype(view(out))::Rank == detail::rank_of<X>,
+                  "heed: the output of a Linear has the rank of its input");
+    detail::check_not_integers<X, std::remove_cvref_t<Out>>();
     check("Linear", view(x).shape);
     auto expected = view(x).shape;
     expected.back() = out_features();
@@ -54,10 +61,11 @@ struct Linear {
       detail::fail("Linear", "the output has shape ", view(out).shape, ", but Linear gives ",
                    expected);
     }
-    detail::check_writable("Linear", detail::rank4(out), "the output");
-    detail::check_not_aliased("Linear", detail::rank4(out), detail::rank4(x), "x");
-    check_apart("Linear", detail::rank4(out), "the output");
-    const auto [from, to] = rows_together(detail::rank4(x), detail::rank4(out));
+    const auto target = detail::rank4(out);
+    detail::check_writable("Linear", target, "the output");
+    detail::check_not_aliased("Linear", target, detail::rank4(x), "x");
+    check_not_parameters("Linear", target, "the output");
+    const auto [from, to] = rows_together(detail::rank4(x), target);
     detail::multiply(from, transposed(over(weight, from)), to, pool);
     if (bias.size() == 0) return;
     detail::for_each_row(to.shape, [this, y = to](Index b, Index h, Index i) {
@@ -79,8 +87,8 @@ struct Linear {
     return result;
   }
 
-  /// Writes the gradients of x, into a tensor or View of its shape, and of the parameters, neither
-  /// of which shares elements with the other, with what is read or with this module.
+  /// Writes the gradients of x, into a tensor or View of its shape, and of the parameters. Neither
+  /// shares elements with the other, with x, grad_y or this Linear's parameters.
   template <class GradX, class X, class G>
   void backward_into(GradX&& grad_x, Linear& parameters, const X& x, const G& grad_y,
                      Eigen::ThreadPoolInterface* pool = nullptr) const {
@@ -90,29 +98,25 @@ struct Linear {
                       std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<G>>>,
                   "heed: Linear, its input and its gradient are of one number type (half, bfloat16 "
                   "and float mix)");
+    detail::check_not_integers<std::remove_cvref_t<GradX>, X, G>();
     constexpr const char* function = "Linear::backward";
     check(function, view(x).shape);
     auto expected = view(x).shape;
     expected.back() = out_features();
     detail::check_gradient_shape(function, "the output", expected, view(grad_y).shape);
     detail::check_gradient_shape(function, "x", view(x).shape, view(grad_x).shape);
-    detail::check_writable(function, detail::rank4(grad_x), "the gradient of x");
-    detail::check_not_aliased(function, detail::rank4(grad_x), detail::rank4(x), "x",
-                              "the gradient of x");
-    detail::check_not_aliased(function, detail::rank4(grad_x), detail::rank4(grad_y),
-                              "the gradient of y", "the gradient of x");
-    check_apart(function, detail::rank4(grad_x), "the gradient of x");
-    for (const auto& gradient :
-         {detail::rank4(parameters.weight), detail::rank4(parameters.bias)}) {
-      constexpr const char* name = "the gradient of the parameters";
-      detail::check_not_aliased(function, gradient, detail::rank4(x), "x", name);
-      detail::check_not_aliased(function, gradient, detail::rank4(grad_y), "the gradient of y",
-                                name);
-      detail::check_not_aliased(function, gradient, detail::rank4(grad_x), "the gradient of x",
-                                name);
-      check_apart(function, gradient, name);
-    }
-    const auto [dy, dx] = rows_together(detail::rank4(grad_y), detail::rank4(grad_x));
+    const auto to = detail::rank4(grad_x);
+    detail::check_writable(function, to, "the gradient of x");
+    const auto check_apart = [&](const auto& target, const char* name) {
+      detail::check_not_aliased(function, target, detail::rank4(x), "x", name);
+      detail::check_not_aliased(function, target, detail::rank4(grad_y), "the gradient of y", name);
+      check_not_parameters(function, target, name);
+    };
+    check_apart(to, "the gradient of x");
+    check_apart(detail::rank4(parameters.weight), "the gradient of the weight");
+    check_apart(detail::rank4(parameters.bias), "the gradient of the bias");
+    parameters.check_not_parameters(function, to, "the gradient of x");
+    const auto [dy, dx] = rows_together(detail::rank4(grad_y), to);
     detail::multiply(dy, over(weight, dy), dx, pool);
     parameters.weight.resize(out_features(), in_features());
     grad_weight(parameters.weight, detail::rank4(x), detail::rank4(grad_y), pool);
@@ -130,6 +134,9 @@ struct Linear {
   template <std::size_t Rank>
   void check(const char* function, const std::array<Index, Rank>& shape) const {
     detail::check_extents(function, "x", shape);
+    auto product = shape;
+    product.back() = out_features();
+    detail::check_extents(function, "the output", product);
     if (shape.back() != in_features()) {
       detail::fail(function, "x has ", shape.back(), " features (last axis) for ", in_features(),
                    " inputs; x is ", shape, ", the weight (", out_features(), ", ", in_features(),
@@ -141,9 +148,8 @@ struct Linear {
     }
   }
 
-  /// Refuses what shares elements with the parameters.
   template <class Out>
-  void check_apart(const char* function, const View<Out, 4>& out, const char* name) const {
+  void check_not_parameters(const char* function, const View<Out, 4>& out, const char* name) const {
     detail::check_not_aliased(function, out, detail::rank4(weight), "the weight", name);
     detail::check_not_aliased(function, out, detail::rank4(bias), "the bias", name);
   }
@@ -219,6 +225,7 @@ struct Linear {
   template <class X>
   static bool all_finite(const View<X, 4>& x) {
     bool finite = true;
+    if (x.size() == 0) return finite;
     detail::for_each_row(x.shape, [&](Index b, Index h, Index i) {
       if constexpr (detail::Laned<std::remove_const_t<X>>) {
         if (x.strides[3] == 1) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <utility>
@@ -23,7 +24,7 @@ struct MultiHeadConfig {
   Index num_kv_heads = 0;  ///< divides num_heads; 0: num_heads
   Index key_dim = 0;       ///< width of the keys given; 0: embed_dim
   Index value_dim = 0;     ///< width of the values given; 0: embed_dim
-  bool bias = false;       ///< of all four projections
+  bool bias = false;       ///< whether all four projections begin with a bias
   Index head_dim = 0;      ///< width of a head; 0: embed_dim / num_heads
 };
 
@@ -58,25 +59,32 @@ struct MultiHeadAttention {
     if (config_.value_dim == 0) config_.value_dim = config_.embed_dim;
     const auto& c = config_;
     if (c.embed_dim < 1 || c.num_heads < 1 || c.num_kv_heads < 1 || c.key_dim < 1 ||
-        c.value_dim < 1 || c.head_dim < 0) {
+        c.value_dim < 1) {
       detail::fail("MultiHeadAttention", "embed_dim ", c.embed_dim, ", num_heads ", c.num_heads,
-                   ", num_kv_heads ", c.num_kv_heads, ", key_dim ", c.key_dim, ", value_dim ",
-                   c.value_dim, " and head_dim ", c.head_dim, " must be positive");
+                   ", num_kv_heads ", c.num_kv_heads, ", key_dim ", c.key_dim, " and value_dim ",
+                   c.value_dim, " must be positive");
     }
-    if (c.head_dim == 0 && c.embed_dim % c.num_heads != 0) {
-      detail::fail("MultiHeadAttention", "num_heads ", c.num_heads, " does not divide embed_dim ",
-                   c.embed_dim);
+    if (c.head_dim < 0) detail::fail("MultiHeadAttention", "head_dim is ", c.head_dim);
+    if (c.head_dim == 0) {
+      if (c.embed_dim % c.num_heads != 0) {
+        detail::fail("MultiHeadAttention", "num_heads ", c.num_heads, " does not divide embed_dim ",
+                     c.embed_dim, "; head_dim may be given in place of it");
+      }
+      config_.head_dim = c.embed_dim / c.num_heads;
     }
     if (c.num_heads % c.num_kv_heads != 0) {
       detail::fail("MultiHeadAttention", "num_kv_heads ", c.num_kv_heads,
                    " does not divide num_heads ", c.num_heads);
     }
-    if (c.head_dim == 0) config_.head_dim = c.embed_dim / c.num_heads;
+    const Index widest = std::max({c.embed_dim, c.key_dim, c.value_dim});
+    detail::check_extents("MultiHeadAttention",
+                          "a weight of (num_heads, head_dim, width of inputs)",
+                          std::array{c.num_heads, c.head_dim, widest});
     detail::Initialiser initialiser(seed);
-    for_each_projection(*this, [&](const char*, auto& projection, Index in, Index out) {
-      detail::check_extents("MultiHeadAttention", "a weight", std::array<Index, 2>{out, in});
-      projection = initialiser.linear<Scalar>(in, out, c.bias);
-    });
+    query_projection = initialiser.linear<Scalar>(c.embed_dim, width(), c.bias);
+    key_projection = initialiser.linear<Scalar>(c.key_dim, kv_width(), c.bias);
+    value_projection = initialiser.linear<Scalar>(c.value_dim, kv_width(), c.bias);
+    output_projection = initialiser.linear<Scalar>(width(), c.embed_dim, c.bias);
   }
 
   /// As given, with the defaults filled in.
@@ -84,7 +92,8 @@ struct MultiHeadAttention {
 
   /// query (batch, queries, embed_dim), key (batch, keys, key_dim), value (batch, keys, value_dim),
   /// or all without batch -> the shape of the query. The mask sees (batch, head, query, key).
-  /// std::invalid_argument where shapes or mask do not fit.
+  /// std::invalid_argument where shapes or mask do not fit, or weights that were assigned do not
+  /// fit the configuration; a bias may be there or not.
   template <class Q, class K, class V, class M = NoMask>
   auto operator()(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                   const AttentionOptions& options = {}) const {
@@ -96,6 +105,10 @@ struct MultiHeadAttention {
   template <class Q, class K, class V, class M = NoMask>
   auto forward_with_weights(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                             const AttentionOptions& options = {}) const {
+    check_inputs("MultiHeadAttention", q, k, v);
+    detail::check_extents("MultiHeadAttention", "the matrix of weights",
+                          std::array{as_batch(view(q)).shape[0], config_.num_heads,
+                                     as_batch(view(q)).shape[1], as_batch(view(k)).shape[1]});
     auto pass = project(q, k, v, mask, options);
     const auto call = make_call(pass);
     constexpr std::size_t rank = detail::rank_of<Q>;
@@ -122,8 +135,10 @@ struct MultiHeadAttention {
 
   /// The pass keeps what backward needs; q, k and v must outlive it.
   template <class Q, class K, class V, class M = NoMask>
-  auto forward(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
+  auto forward(Q&& q, K&& k, V&& v, const M& mask = no_mask(),
                const AttentionOptions& options = {}) const {
+    detail::check_inputs_outlive<Q, K, V>();
+    check_inputs("MultiHeadAttention", q, k, v);
     auto pass = project(q, k, v, mask, options);
     const auto call = make_call(pass);
     call.run(scaled_dot_product(), mask, options, [&] {
@@ -142,16 +157,25 @@ struct MultiHeadAttention {
   template <class Q, class K, class V, class M, class G>
   auto backward(const MultiHeadPass<Scalar, Q, K, V, M>& pass, const G& grad_output) const {
     constexpr const char* function = "MultiHeadAttention::backward";
-    check_weights(function);
     const auto& in = pass.inputs;
-    detail::check_projected(function, "query", in.query, pass.query, query_projection);
-    detail::check_projected(function, "key", in.key, pass.key, key_projection);
-    detail::check_projected(function, "value", in.value, pass.value, value_projection);
-    if (pass.log_sum_exp.dimension(1) != config_.num_heads) {
-      detail::fail(function, "the pass has a log_sum_exp of shape ", view(pass.log_sum_exp).shape,
-                   " (batch, heads, queries) for ", config_.num_heads,
-                   " heads; is the pass from another module?");
-    }
+    check_weights(function);
+    const auto query_in = as_batch(in.query), key_in = as_batch(in.key),
+               value_in = as_batch(in.value);
+    detail::check_projected(function, "query", query_in, pass.query, query_projection);
+    detail::check_projected(function, "key", key_in, pass.key, key_projection);
+    detail::check_projected(function, "value", value_in, pass.value, value_projection);
+    const auto require = [&](const char* what, const auto& shape, const auto& expected) {
+      if (shape != expected) {
+        detail::fail(function, "the pass has ", what, " of shape ", shape, " where ",
+                     config_.num_heads, " heads give ", expected,
+                     "; is the pass from another module?");
+      }
+    };
+    const Index batch = query_in.shape[0], queries = query_in.shape[1];
+    require("a log_sum_exp", view(pass.log_sum_exp).shape,
+            std::array{batch, config_.num_heads, queries});
+    require("a context", view(pass.context).shape, std::array{batch, queries, width()});
+    require("an output", view(pass.output).shape, in.query.shape);
     detail::check_output_gradient(function, pass.output, grad_output);
 
     auto result = in.make_gradients(MultiHeadAttention());
@@ -173,11 +197,11 @@ struct MultiHeadAttention {
             split_heads(pass.context, heads), view(pass.log_sum_exp)},
         split_heads(context, heads), scaled_dot_product(), in.mask, in.options);
     query_projection.backward_into(as_batch(view(result.query)), parameters.query_projection,
-                                   as_batch(in.query), query, pool);
-    key_projection.backward_into(as_batch(view(result.key)), parameters.key_projection,
-                                 as_batch(in.key), key, pool);
+                                   query_in, query, pool);
+    key_projection.backward_into(as_batch(view(result.key)), parameters.key_projection, key_in, key,
+                                 pool);
     value_projection.backward_into(as_batch(view(result.value)), parameters.value_projection,
-                                   as_batch(in.value), value, pool);
+                                   value_in, value, pool);
     return result;
   }
 
@@ -190,49 +214,34 @@ struct MultiHeadAttention {
   }
 
  private:
-  /// body(name, projection, in, out) for the projections of a module, which the configuration wants
-  /// to have so many features.
-  static void for_each_projection(auto& module, const auto& body) {
-    const auto& c = module.config_;
-    const Index width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
-    body("query_projection", module.query_projection, c.embed_dim, width);
-    body("key_projection", module.key_projection, c.key_dim, kv_width);
-    body("value_projection", module.value_projection, c.value_dim, kv_width);
-    body("output_projection", module.output_projection, width, c.embed_dim);
-  }
+  Index width() const { return config_.num_heads * config_.head_dim; }
+  Index kv_width() const { return config_.num_kv_heads * config_.head_dim; }
 
-  /// The weights are public: whatever they are now has to fit the configuration.
   void check_weights(const char* function) const {
-    if (config_.head_dim == 0) {
-      detail::fail(function, "the module has no configuration: it was made without one");
-    }
-    for_each_projection(*this, [&](const char* name, const Linear<Scalar>& projection, Index in,
-                                   Index out) {
-      const auto& [weight, bias] = projection;
-      if (weight.rows() != out || weight.cols() != in || (bias.size() != 0 && bias.size() != out)) {
-        detail::fail(function, name, " has a weight of (", weight.rows(), ", ", weight.cols(),
-                     ") and a bias of ", bias.size(), ", but the configuration wants (", out, ", ",
-                     in, ") and ", out, " or none");
-      }
-    });
+    const auto& c = config_;
+    if (c.embed_dim == 0) detail::fail(function, "the module has no configuration and no weights");
+    const auto check = [&](const char* name, const Linear<Scalar>& projection, Index out,
+                           Index in) {
+      detail::check_projection(function, name, projection, out, in);
+    };
+    check("query_projection", query_projection, width(), c.embed_dim);
+    check("key_projection", key_projection, kv_width(), c.key_dim);
+    check("value_projection", value_projection, kv_width(), c.value_dim);
+    check("output_projection", output_projection, c.embed_dim, width());
   }
 
-  /// The projections, and room for what follows.
-  template <class Q, class K, class V, class M>
-  auto project(const Q& q, const K& k, const V& v, const M& mask,
-               const AttentionOptions& options) const {
-    detail::check_types<Q, K, V, DotProduct, M>();
-    static_assert(detail::rank_of<Q> <= 3,
+  template <class Q, class K, class V>
+  void check_inputs(const char* function, const Q& q, const K& k, const V& v) const {
+    static_assert(detail::rank_of<Q> >= 2 && detail::rank_of<Q> <= 3,
                   "heed: MultiHeadAttention takes (batch, seq, dim) or (seq, dim)");
-    check_weights("MultiHeadAttention");
+    check_weights(function);
+    detail::check_extents(function, "query", view(q).shape);
+    detail::check_extents(function, "key", view(k).shape);
+    detail::check_extents(function, "value", view(v).shape);
     const auto query = as_batch(view(q)), key = as_batch(view(k)), value = as_batch(view(v));
-    detail::check_extents("MultiHeadAttention", "query", query.shape);
-    detail::check_extents("MultiHeadAttention", "key", key.shape);
-    detail::check_extents("MultiHeadAttention", "value", value.shape);
-    const auto require = [&](bool fits, const char* what, const auto& given, Index width) {
+    const auto require = [&](bool fits, const char* what, const auto& given, Index needed) {
       if (!fits) {
-        detail::fail("MultiHeadAttention", what, " of shape ", given.shape,
-                     " does not fit a width of ", width,
+        detail::fail(function, what, " of shape ", given.shape, " does not fit a width of ", needed,
                      " (last axis) and the other inputs; query is ", query.shape, ", key ",
                      key.shape, ", value ", value.shape, " (batch, seq, dim)");
       }
@@ -243,7 +252,19 @@ struct MultiHeadAttention {
     require(value.shape[2] == config_.value_dim && value.shape[0] == query.shape[0] &&
                 value.shape[1] == key.shape[1],
             "value", value, config_.value_dim);
+    const auto projected = [&](const char* name, const auto& x, Index features) {
+      detail::check_extents(function, name, std::array{x.shape[0], x.shape[1], features});
+    };
+    projected("the projected query", query, width());
+    projected("the projected key", key, kv_width());
+  }
 
+  /// The projections of inputs that are checked, and room for what follows.
+  template <class Q, class K, class V, class M>
+  auto project(const Q& q, const K& k, const V& v, const M& mask,
+               const AttentionOptions& options) const {
+    detail::check_types<Q, K, V, DotProduct, M>();
+    const auto query = as_batch(view(q)), key = as_batch(view(k)), value = as_batch(view(v));
     const Index batch = query.shape[0], queries = query.shape[1];
     MultiHeadPass<Scalar, Q, K, V, M> pass({view(q), view(k), view(v), mask, options});
     const auto into = [&](Tensor<Scalar, 3>& to, const Linear<Scalar>& projection, const auto& x) {
@@ -253,7 +274,7 @@ struct MultiHeadAttention {
     into(pass.query, query_projection, query);
     into(pass.key, key_projection, key);
     into(pass.value, value_projection, value);
-    pass.context.resize(batch, queries, config_.num_heads * config_.head_dim);
+    pass.context.resize(batch, queries, width());
     pass.log_sum_exp.resize(batch, config_.num_heads, queries);
     return pass;
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <utility>
 
 #include "heed/core/error.hpp"
@@ -42,17 +43,43 @@ struct ModuleInputs {
 
 namespace detail {
 
-/// Refuses a pass through a module of other widths.
+/// Weights are public: refuses a projection that was given others than (out, in), or a bias for
+/// another number of outputs.
+template <class Scalar>
+void check_projection(const char* function, const char* name, const Linear<Scalar>& projection,
+                      Index out, Index in) {
+  using Shape = std::array<Index, 2>;
+  const Shape shape{projection.out_features(), projection.in_features()}, needed{out, in};
+  if (shape != needed) {
+    fail(function, "the weight of ", name, " has shape ", shape, ", but the module needs ", needed);
+  }
+  if (projection.bias.size() != 0 && projection.bias.size() != out) {
+    fail(function, "the bias of ", name, " has ", projection.bias.size(), " entries for ", out,
+         " outputs");
+  }
+}
+
+/// Refuses a pass whose projection has not the shape that this one gives for the input, each of
+/// rank 2 to 4.
 template <class Input, class Projected, class Scalar>
 void check_projected(const char* function, const char* name, const Input& input,
                      const Projected& projected, const Linear<Scalar>& projection) {
   const auto x = view(input).shape;
-  const auto y = view(projected).shape;  // of rank 3 where the input may be a matrix
-  if (x.back() != projection.in_features() || y.back() != projection.out_features()) {
+  const auto y = view(projected).shape;
+  auto expected = x;
+  expected.back() = projection.out_features();
+  if (x.back() != projection.in_features() || y != expected) {
     fail(function, "the pass has a ", name, " of shape ", x, ", projected to ", y,
          ", but the projection's weight is (", projection.out_features(), ", ",
          projection.in_features(), "); is the pass from another module?");
   }
+}
+
+/// A pass refers to its inputs.
+template <class Q, class K, class V>
+constexpr void check_inputs_outlive() {
+  static_assert(!OwningTemporary<Q> && !OwningTemporary<K> && !OwningTemporary<V>,
+                "heed: the inputs must outlive the pass; give the temporary a name");
 }
 
 /// Refuses a gradient of another shape than the output has.

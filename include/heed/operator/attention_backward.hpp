@@ -54,6 +54,7 @@ auto pass_views(const Call& call, const Pass& pass, const G& grad_output) {
                 "heed: pass.output and grad_output have the rank of the query");
   static_assert(decltype(log_sum_exp)::Rank + 1 == Call::rank,
                 "heed: pass.log_sum_exp has the rank of the query less one");
+  check_not_integers<std::remove_cvref_t<decltype(pass.output)>, G>();
   call.check_pass(output, log_sum_exp, grad);
   return PassViews<typename decltype(output)::Scalar, typename decltype(log_sum_exp)::Scalar,
                    typename decltype(grad)::Scalar>{expand<4, 2>(output), expand<3, 1>(log_sum_exp),
@@ -90,8 +91,11 @@ void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, cons
   const auto dq = target(gradients.query, q, "query");
   const auto dk = target(gradients.key, k, "key");
   const auto dv = target(gradients.value, v, "value");
+  // (batch, heads, 1, queries)
+  const auto log_sum_exp = detail::expand<4, 1>(views.log_sum_exp);
   const auto check = [&](const auto& out, const char* name) {
     detail::check_writable(function, out, name);
+    detail::check_not_aliased(function, out, log_sum_exp, "pass.log_sum_exp", name);
     const auto against = [&](const auto& x, const char* x_name) {
       detail::check_not_aliased(function, out, x, x_name, name);
     };

@@ -21,6 +21,7 @@ constexpr void check_factors() {
   static_assert(rank_of<A> == rank_of<B>, "heed: both factors have one rank");
   static_assert(std::is_same_v<Accumulator<ScalarOf<A>>, Accumulator<ScalarOf<B>>>,
                 "heed: both factors are of one number type (half, bfloat16 and float mix)");
+  static_assert(!std::is_same_v<ScalarOf<A>, bool>, "heed: a product is of numbers, not of bool");
 }
 
 /// Shape of the product, or std::invalid_argument.
@@ -75,6 +76,10 @@ void batched_matmul_into(Out&& out, const A& a, const B& b,
   detail::check_factors<A, B>();
   const auto shape = detail::product_shape("batched_matmul_into", view(a).shape, view(b).shape);
   const auto target = view(out);
+  static_assert(!std::is_const_v<std::remove_pointer_t<decltype(target.data)>>,
+                "heed: the output cannot be written to");
+  static_assert(decltype(target)::Rank == detail::rank_of<A>,
+                "heed: the output has the rank of the factors");
   if (target.shape != shape) {
     detail::fail("batched_matmul_into", "the output has shape ", target.shape, ", the product ",
                  shape);

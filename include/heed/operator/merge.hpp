@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
@@ -10,34 +12,54 @@
 
 namespace heed {
 
+namespace detail {
+
+/// x, or what owns a copy of it: to be written to in its place.
+template <class T>
+auto owned_copy(const T& x) {
+  if constexpr (Owner<T>) {
+    return x;
+  } else {
+    const auto from = result_view(x);
+    constexpr int rank = std::remove_const_t<decltype(from)>::Rank;
+    auto copy = make_result<typename std::remove_const_t<decltype(from)>::Scalar, T>(from.shape);
+    const auto all = expand<4, rank>(from), to = expand<4, rank>(result_view(copy));
+    for_each_row(all.shape, [&](Index b, Index h, Index i) {
+      for (Index j = 0; j < all.shape[3]; ++j) to(b, h, i, j) = all(b, h, i, j);
+    });
+    return copy;
+  }
+}
+
+}  // namespace detail
+
 /// One pass over the union of two disjoint sets of keys, from the passes over each:
-/// weights in proportion to e^log_sum_exp. std::invalid_argument where the shapes of
-/// the outputs differ, or a log_sum_exp does not fit them.
+/// weights in proportion to e^log_sum_exp. std::invalid_argument where the shapes do not fit.
 template <class Output, class LogSumExp>
-AttentionPass<Output, LogSumExp> merge(const AttentionPass<Output, LogSumExp>& a,
-                                       const AttentionPass<Output, LogSumExp>& b) {
+auto merge(const AttentionPass<Output, LogSumExp>& a, const AttentionPass<Output, LogSumExp>& b) {
   using std::exp, std::log;
-  static_assert(!detail::is_view<Output> && !detail::is_view<LogSumExp>,
-                "heed: merge gives a pass of its own, and takes passes that own their elements");
+  constexpr int rank = detail::rank_of<Output>;
+  const auto a_rows = detail::result_view(a.log_sum_exp),
+             b_rows = detail::result_view(b.log_sum_exp);
+  static_assert(rank >= 2 && std::remove_const_t<decltype(a_rows)>::Rank == rank - 1,
+                "heed: log_sum_exp has the rank of the output less one");
   const auto shape = view(a.output).shape;
-  detail::check_extents("merge", "the output", shape);
   if (shape != view(b.output).shape) {
     detail::fail("merge", "the outputs have shapes ", shape, " and ", view(b.output).shape);
   }
-  const auto check_rows = [&shape](const char* which, const auto& rows) {
-    if (!std::equal(rows.begin(), rows.end(), shape.begin(), shape.end() - 1)) {
-      detail::fail("merge", "the log_sum_exp of the ", which, " pass has shape ", rows,
-                   ", which does not fit an output of ", shape, " (the last axis left out)");
+  detail::check_extents("merge", "the output", shape);
+  for (const auto& rows : {a_rows, b_rows}) {
+    if (!std::equal(rows.shape.begin(), rows.shape.end(), shape.begin())) {
+      detail::fail("merge", "a log_sum_exp has shape ", rows.shape,
+                   ", one number for each row of outputs of shape ", shape, " is needed");
     }
-  };
-  check_rows("first", detail::result_view(a.log_sum_exp).shape);
-  check_rows("second", detail::result_view(b.log_sum_exp).shape);
-  AttentionPass<Output, LogSumExp> result = a;
-  const auto a_lse = detail::expand<3, 1>(detail::result_view(a.log_sum_exp));
-  const auto b_lse = detail::expand<3, 1>(detail::result_view(b.log_sum_exp));
-  const auto lse = detail::expand<3, 1>(detail::result_view(result.log_sum_exp));
+  }
+  auto merged_output = detail::owned_copy(a.output);
+  auto merged_rows = detail::owned_copy(a.log_sum_exp);
+  const auto a_lse = detail::expand<3, 1>(a_rows), b_lse = detail::expand<3, 1>(b_rows);
+  const auto lse = detail::expand<3, 1>(detail::result_view(merged_rows));
   const auto b_out = detail::rank4(b.output);
-  const auto out = detail::rank4(result.output);
+  const auto out = detail::rank4(merged_output);
   using Scalar = typename decltype(out)::Scalar;
   using Accumulate = typename decltype(lse)::Scalar;
   const Accumulate zero(0.0), infinity(std::numeric_limits<double>::infinity());
@@ -61,7 +83,8 @@ AttentionPass<Output, LogSumExp> merge(const AttentionPass<Output, LogSumExp>& a
       }
     }
   }
-  return result;
+  return AttentionPass<decltype(merged_output), decltype(merged_rows)>{std::move(merged_output),
+                                                                       std::move(merged_rows)};
 }
 
 }  // namespace heed

@@ -18,16 +18,17 @@ namespace detail {
 template <class T, class M>
 auto softmax_under(const char* function, const T& scores, const M& mask) {
   static_assert(rank_of<T> >= 2 && rank_of<T> <= 4, "heed: scores have a rank from 2 to 4");
+  check_not_integers<T>();
+  check_extents(function, "scores", view(scores).shape);
   using Scalar = ScalarOf<T>;
   using Accumulate = Accumulator<Scalar>;
-  check_number_type<Accumulate>();
-  check_extents(function, "the scores", view(scores).shape);
   const View<const Scalar, 4> from = rank4(scores);
   const Problem problem{
       function, from.shape[0], from.shape[1], from.shape[1], from.shape[2], from.shape[3], 0, 0, 0};
   const auto bound = bind_mask(mask, problem);
   auto result = make_result<Scalar, T>(view(scores).shape);
   const auto to = rank4(result);
+  if (from.size() == 0) return result;
   const bool contiguous = from.strides[3] == 1 && to.strides[3] == 1;
   std::vector<Accumulate> buffer(static_cast<std::size_t>(problem.keys), Accumulate(0.0));
   for_each_row(from.shape, [&](Index b, Index h, Index i) {
@@ -99,11 +100,11 @@ auto softmax_backward(const P& weights, const G& grad_weights) {
                 "heed: weights have a rank from 2 to 4");
   static_assert(detail::rank_of<P> == detail::rank_of<G>,
                 "heed: weights and their gradient have one rank");
+  detail::check_not_integers<P, G>();
   using Scalar = detail::ScalarOf<P>;
   using Accumulate = detail::Accumulator<Scalar>;
   static_assert(std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<G>>>,
                 "heed: weights and their gradient are of one number type");
-  detail::check_number_type<Accumulate>();
   detail::check_extents("softmax_backward", "the weights", view(weights).shape);
   detail::check_gradient_shape("softmax_backward", "the weights", view(weights).shape,
                                view(grad_weights).shape);
@@ -112,6 +113,7 @@ auto softmax_backward(const P& weights, const G& grad_weights) {
   const auto g = detail::rank4(grad_weights);
   const auto d = detail::rank4(result);
   const Index keys = p.shape[3];
+  if (p.size() == 0) return result;
   std::vector<Accumulate> buffer(static_cast<std::size_t>(3 * keys), Accumulate(0.0));
   detail::for_each_row(p.shape, [&](Index b, Index h, Index i) {
     // Rows where they lie, or copied.

@@ -1,0 +1,4 @@
+// expect: heed: .*integers
+#include <heed/heed.hpp>
+
+heed::Linear<int> layer;
