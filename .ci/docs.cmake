@@ -14,6 +14,9 @@ set(DOXYGEN_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/docs")
 set(DOXYGEN_STRIP_FROM_PATH "${PROJECT_SOURCE_DIR}/include")
 set(DOXYGEN_STRIP_FROM_INC_PATH "${PROJECT_SOURCE_DIR}/include")
 set(DOXYGEN_USE_MDFILE_AS_MAINPAGE "${PROJECT_SOURCE_DIR}/README.md")
+if(DOXYGEN_VERSION VERSION_GREATER_EQUAL 1.9.8)
+  set(DOXYGEN_MARKDOWN_ID_STYLE GITHUB)  # older ones cannot follow a link to a heading, and say so
+endif()
 set(DOXYGEN_IMAGE_PATH "${PROJECT_SOURCE_DIR}/.github" "${PROJECT_SOURCE_DIR}/examples/pictures")
 # What a user calls. Namespace detail, and the folders that hold nothing else, stay out.
 set(DOXYGEN_EXCLUDE_SYMBOLS "heed::detail" "heed::detail::*" "detail" "*::Bound" "*::Combined"
@@ -34,4 +37,6 @@ if(HEED_WARNINGS_AS_ERRORS)
   set(DOXYGEN_WARN_AS_ERROR FAIL_ON_WARNINGS)
 endif()
 doxygen_add_docs(heed_docs "${PROJECT_SOURCE_DIR}/README.md" "${PROJECT_SOURCE_DIR}/examples/README.md"
-                 "${PROJECT_SOURCE_DIR}/include/heed" COMMENT "Writing the reference")
+                 "${PROJECT_SOURCE_DIR}/.github/CONTRIBUTING.md"
+                 "${PROJECT_SOURCE_DIR}/.github/CHANGELOG.md" "${PROJECT_SOURCE_DIR}/include/heed"
+                 COMMENT "Writing the reference")
