@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <locale>
 #include <sstream>
@@ -20,6 +21,7 @@ struct Point {
 template <class X, class Y>
 std::vector<Point> points(const X& x, const Y& y) {
   std::vector<Point> result;
+  result.reserve(static_cast<std::size_t>(x.rows()));
   for (heed::Index i = 0; i < x.rows(); ++i) result.push_back({double(x(i, 0)), double(y(i, 0))});
   return result;
 }
