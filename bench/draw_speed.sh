@@ -3,6 +3,8 @@
 # .github/speed.svg. Needs awk.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+picture="${1:-$root/.github/speed.svg}"
+trap 'rm -f "$picture.tmp"' EXIT
 
 LC_ALL=C awk '
   function x(ratio) { return left + width * log(ratio) / log(largest) }
@@ -47,5 +49,5 @@ LC_ALL=C awk '
     text(390, bottom + 44, 12, "middle", "", notes[2])
     text(390, bottom + 62, 12, "middle", "", notes[3])
     print "</svg>"
-  }' "$root/bench/speed.csv" >"${1:-$root/.github/speed.svg}.tmp"
-mv "${1:-$root/.github/speed.svg}.tmp" "${1:-$root/.github/speed.svg}"
+  }' "$root/bench/speed.csv" >"$picture.tmp"
+mv "$picture.tmp" "$picture"
