@@ -1,4 +1,4 @@
-# Builds and runs main.cpp the way a stranger would: HOW is add_subdirectory, find_package (after an
+# Builds and runs main.cpp, and own_policies.cpp, the way a stranger would: HOW is add_subdirectory, find_package (after an
 # install into WORK) or bare (nothing but include paths). No flag of ours may reach its compiler.
 cmake_minimum_required(VERSION 3.22)
 
@@ -38,7 +38,11 @@ file(READ "${WORK}/build/compile_commands.json" commands)
 string(JSON count LENGTH "${commands}")
 string(JSON command GET "${commands}" 0 command)
 separate_arguments(arguments UNIX_COMMAND "${command}")
-if(NOT count EQUAL 1)
+set(sources 1)
+if(HOW STREQUAL "find_package")
+  set(sources 2)
+endif()
+if(NOT count EQUAL sources)
   message(FATAL_ERROR "heed adds sources to its consumer:\n${commands}")
 endif()
 foreach(argument IN LISTS arguments)
@@ -53,3 +57,6 @@ endforeach()
 
 run("${CMAKE_COMMAND}" --build "${WORK}/build")
 run("${WORK}/build/consumer")
+if(HOW STREQUAL "find_package")
+  run("${WORK}/build/own_policies")
+endif()
