@@ -117,6 +117,23 @@ TEST(BatchedMatmul, OfNumbersWithoutLanes) {
   });
 }
 
+// Exact, beyond what float holds: (2^24 + 1) 3 + 5 (-7) = 50331616.
+TEST(BatchedMatmul, OfIntegers) {
+  Matrix<int> a(1, 2), b(2, 1);
+  a << (1 << 24) + 1, 5;
+  b << 3, -7;
+  EXPECT_EQ(batched_matmul(a, b)(0, 0), 50331616);
+  Tensor<std::int64_t, 3> x(2, 30, 40), y(2, 40, 20);
+  for (Index n = 0; n < x.size(); ++n) x.data()[n] = n % 7 - 3;
+  for (Index n = 0; n < y.size(); ++n) y.data()[n] = n % 5 - 2;
+  const auto product = batched_matmul(x, y);
+  for_each_index({2, 1, 30, 20}, [&](Index m, Index, Index i, Index j) {
+    std::int64_t sum = 0;
+    for (Index k = 0; k < 40; ++k) sum += x(m, i, k) * y(m, k, j);
+    EXPECT_EQ(product(m, i, j), sum);
+  });
+}
+
 TEST(BatchedMatmul, OfNothing) {
   EXPECT_EQ(batched_matmul(Matrix<float>(0, 3), Matrix<float>(3, 4)).size(), 0);
   EXPECT_EQ(batched_matmul(Tensor<float, 3>(0, 2, 3), Tensor<float, 3>(0, 3, 4)).size(), 0);

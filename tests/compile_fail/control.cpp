@@ -25,8 +25,6 @@ void calls(const heed::Tensor<float, 4>& q, const heed::Tensor<float, 4>& k,
   heed::transposed(Eigen::Map<heed::Matrix<float>>(memory.data(), 4, 6));
   heed::view(Eigen::TensorMap<heed::Tensor<float, 2>>(memory.data(), 4, 6));
   heed::transposed(heed::view(matrix));
-  const heed::AdditiveAttention<float> module(3, 3, 2);
-  module.forward(matrix.leftCols(3), matrix.leftCols(3), matrix);
   const heed::Matrix<int> integers(2, 2);
   heed::batched_matmul(integers, integers);
 }

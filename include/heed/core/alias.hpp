@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <numeric>
 #include <utility>
 
@@ -118,6 +119,19 @@ EIGEN_DONT_INLINE inline bool share_bytes(const ByteBox& a, const ByteBox& b) {
 /// index.
 EIGEN_DONT_INLINE inline bool overlaps_itself(const ByteBox& x) {
   if (std::any_of(x.shape.begin(), x.shape.end(), [](Index n) { return n < 1; })) return false;
+  std::array<std::pair<Index, Index>, 4> axes;  // (stride, count)
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    const Index count = x.shape[axis] - 1;
+    axes[axis] = {count == 0 ? 0 : std::abs(x.strides[axis]), count};
+  }
+  std::sort(axes.begin(), axes.end());
+  Index reach = x.size;
+  const bool nested = std::all_of(axes.begin(), axes.end(), [&reach](const auto& axis) {
+    const bool beyond = axis.second == 0 || axis.first >= reach;
+    reach += axis.first * axis.second;
+    return beyond;
+  });
+  if (nested) return false;
   for (std::size_t first = 0; first < 4; ++first) {
     if (x.shape[first] == 1) continue;
     AddressSums sums;

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 #include <utility>
 
 #include "heed/core/error.hpp"
@@ -73,20 +72,17 @@ struct AdditiveAttention {
 
   /// The pass keeps what backward needs; q, k and v must outlive it.
   template <class Q, class K, class V, class M = NoMask>
-  auto forward(Q&& q, K&& k, V&& v, const M& mask = no_mask(),
+  auto forward(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                const AttentionOptions& options = {}) const {
-    detail::check_inputs_outlive<Q, K, V>();
     check_weights("AdditiveAttention");
     auto query = query_projection(q, options.pool);
     auto key = key_projection(k, options.pool);
     auto pass = attention_forward(query, key, v, additive(score_weight), mask, options);
-    using Pass = AdditivePass<Scalar, std::remove_cvref_t<Q>, std::remove_cvref_t<K>,
-                              std::remove_cvref_t<V>, M>;
-    return Pass{{view(q), view(k), view(v), mask, options},
-                std::move(query),
-                std::move(key),
-                std::move(pass.output),
-                std::move(pass.log_sum_exp)};
+    return AdditivePass<Scalar, Q, K, V, M>{{view(q), view(k), view(v), mask, options},
+                                            std::move(query),
+                                            std::move(key),
+                                            std::move(pass.output),
+                                            std::move(pass.log_sum_exp)};
   }
 
   /// The gradients of a number that depends on the output of a pass through this module, given its

@@ -135,9 +135,8 @@ struct MultiHeadAttention {
 
   /// The pass keeps what backward needs; q, k and v must outlive it.
   template <class Q, class K, class V, class M = NoMask>
-  auto forward(Q&& q, K&& k, V&& v, const M& mask = no_mask(),
+  auto forward(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                const AttentionOptions& options = {}) const {
-    detail::check_inputs_outlive<Q, K, V>();
     check_inputs("MultiHeadAttention", q, k, v);
     auto pass = project(q, k, v, mask, options);
     const auto call = make_call(pass);

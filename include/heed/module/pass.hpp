@@ -75,13 +75,6 @@ void check_projected(const char* function, const char* name, const Input& input,
   }
 }
 
-/// A pass refers to its inputs.
-template <class Q, class K, class V>
-constexpr void check_inputs_outlive() {
-  static_assert(!OwningTemporary<Q> && !OwningTemporary<K> && !OwningTemporary<V>,
-                "heed: the inputs must outlive the pass; give the temporary a name");
-}
-
 /// Refuses a gradient of another shape than the output has.
 template <class Output, class G>
 void check_output_gradient(const char* function, const Output& output, const G& grad_output) {
