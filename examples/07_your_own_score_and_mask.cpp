@@ -37,7 +37,7 @@ int main(int argc, char** argv) try {
   const heed::Matrix<float> fused = heed::attention(query, key, value, score, mask);
   const auto [output, weights] = heed::attention_with_weights(query, key, value, score, mask);
 
-  std::printf("%td queries and keys: fused and materialised differ by at most %.1e\n", length,
+  std::printf("%td queries and keys: fused and reference differ by at most %.1e\n", length,
               (fused - output).cwiseAbs().maxCoeff());
   std::printf("query 20 sees keys:");
   for (Index j = 0; j < length; ++j) {

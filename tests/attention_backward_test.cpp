@@ -165,7 +165,7 @@ TEST(AttentionBackward, AgreesWithAutomaticDifferentiationOfTheForwardPass) {
     for (Index n = 0; n < dv.size(); ++n) expected += g.value.data()[n] * dv.data()[n];
     EXPECT_NEAR(loss.derivatives()(0), expected, 1e-12);
 
-    // The backward pass on such numbers: the same gradients, by the materialised engine.
+    // The backward pass on such numbers: the same gradients, by the reference engine.
     const auto lifted = attention_backward(q, k, v, pass, weights, score, causal());
     for (Index n = 0; n < dk.size(); ++n) {
       EXPECT_NEAR(lifted.key.data()[n].value(), g.key.data()[n], 1e-13);

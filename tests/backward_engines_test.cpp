@@ -3,7 +3,7 @@
 namespace heed::test {
 namespace {
 
-/// The fused engine in Scalar gives what the materialised one gives in long double.
+/// The fused engine in Scalar gives what the reference engine gives in long double.
 template <class Scalar, class Score, class Mask>
 void expect_engines_agree(const Sizes& sizes, const Score& score, const Mask& mask,
                           const AttentionOptions& options = {}) {

@@ -97,7 +97,7 @@ TEST(BackwardHidden, UnderAMaskOfPairs) {
       mask_if([](Index, Index, Index i, Index j) { return i < 40 && (i + j) % 3 != 0; }));
 }
 TEST(BackwardHidden, Products) { expect_hidden_stays_hidden<float>(scaled_dot_product()); }
-TEST(BackwardHidden, ProductsMaterialised) {
+TEST(BackwardHidden, ProductsByTheReference) {
   expect_hidden_stays_hidden<long double>(scaled_dot_product());
 }
 TEST(BackwardHidden, SumsOfTanh) {

@@ -238,17 +238,17 @@ auto result_view(T& x) {
   }
 }
 
-/// Axes of extent 1 and stride 0 are put in front of the last `Kept` axes: (seq, dim) and
-/// (batch, seq, dim) become (batch, heads, seq, dim) for Kept = 2, and (queries) and
-/// (batch, queries) become (batch, heads, queries) for Kept = 1.
-template <int Target, int Kept, class Scalar, int Rank>
+/// Axes of extent 1 and stride 0 are put in front of the last `Last` axes: (seq, dim) and
+/// (batch, seq, dim) become (batch, heads, seq, dim) for Last = 2, and (queries) and
+/// (batch, queries) become (batch, heads, queries) for Last = 1.
+template <int Target, int Last, class Scalar, int Rank>
 EIGEN_ALWAYS_INLINE View<Scalar, Target> expand(const View<Scalar, Rank>& x) {
-  static_assert(Rank >= Kept && Rank <= Target);
+  static_assert(Rank >= Last && Rank <= Target);
   View<Scalar, Target> result{x.data, {}, {}};
   result.shape.fill(1);
 #pragma GCC unroll 4
   for (int axis = 0; axis < Rank; ++axis) {
-    const int leading = Rank - Kept;
+    const int leading = Rank - Last;
     const auto to = static_cast<std::size_t>(axis < leading ? axis : axis + Target - Rank);
     result.shape[to] = x.shape[static_cast<std::size_t>(axis)];
     result.strides[to] = x.strides[static_cast<std::size_t>(axis)];

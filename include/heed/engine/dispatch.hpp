@@ -124,7 +124,7 @@ void for_each_parameters(const Bound& bound, const Check& check) {
 
 /// One call of attention: its tensors as rank 4, checked, with score, mask and dropout made for it.
 template <class Q, class K, class V>
-struct Call {
+struct TensorCall {
   using Number = Accumulator<ScalarOf<Q>>;
   static constexpr std::size_t rank = rank_of<Q>;
   View<const ScalarOf<Q>, 4> query;
@@ -133,7 +133,7 @@ struct Call {
   std::array<Index, rank> query_shape;
   Problem problem;
 
-  Call(const char* function, const Q& q, const K& k, const V& v)
+  TensorCall(const char* function, const Q& q, const K& k, const V& v)
       : query(rank4(q)),
         keys{rank4(k)},
         values{rank4(v)},

@@ -283,7 +283,7 @@ struct MultiHeadAttention {
     const auto query = split_heads(pass.query, config_.num_heads);
     const auto key = split_heads(pass.key, config_.num_kv_heads);
     const auto value = split_heads(pass.value, config_.num_kv_heads);
-    return detail::Call("MultiHeadAttention", query, key, value);
+    return detail::TensorCall("MultiHeadAttention", query, key, value);
   }
 
   template <class Pass, class QueryView>

@@ -35,11 +35,11 @@ template <class Q, class K, class V, class S, class M>
 auto attend(const char* function, const Q& q, const K& k, const V& v, const S& score, const M& mask,
             const AttentionOptions& options) {
   check_types<Q, K, V, S, M>();
-  const Call<Q, K, V> call(function, q, k, v);
+  const TensorCall<Q, K, V> call(function, q, k, v);
   decltype(call.make_output()) output;
   call.run(score, mask, options, [&] {
     output = call.make_output();
-    return ForwardOutput<ScalarOf<Q>, typename Call<Q, K, V>::Number>{rank4(output), {}, {}};
+    return ForwardOutput<ScalarOf<Q>, typename TensorCall<Q, K, V>::Number>{rank4(output), {}, {}};
   });
   return output;
 }
@@ -58,7 +58,7 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
   static_assert(!std::is_const_v<Element>, "heed: the output cannot be written to");
   static_assert(decltype(target)::Rank == detail::rank_of<Q>,
                 "heed: the output has the rank of the query");
-  const detail::Call<Q, K, V> call("attention_into", q, k, v);
+  const detail::TensorCall<Q, K, V> call("attention_into", q, k, v);
   if (target.shape != call.output_shape()) {
     detail::fail("attention_into", "the output has shape ", target.shape, ", but attention gives ",
                  call.output_shape());
@@ -68,7 +68,7 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
   call.for_each_input([&](const auto& input, const char* name) {
     detail::check_not_aliased("attention_into", wide, input, name);
   });
-  using Number = typename detail::Call<Q, K, V>::Number;
+  using Number = typename detail::TensorCall<Q, K, V>::Number;
   call.run(score, mask, options,
            [&] { return detail::ForwardOutput<Element, Number>{wide, {}, {}}; });
 }
@@ -97,12 +97,12 @@ template <class Q, class K, class V, class S = DotProduct, class M = NoMask>
 auto attention_forward(const Q& q, const K& k, const V& v, const S& score = scaled_dot_product(),
                        const M& mask = no_mask(), const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
-  const detail::Call<Q, K, V> call("attention_forward", q, k, v);
+  const detail::TensorCall<Q, K, V> call("attention_forward", q, k, v);
   AttentionPass<decltype(call.make_output()), decltype(call.make_log_sum_exp())> pass;
   call.run(score, mask, options, [&] {
     pass.output = call.make_output();
     pass.log_sum_exp = call.make_log_sum_exp();
-    using Number = typename detail::Call<Q, K, V>::Number;
+    using Number = typename detail::TensorCall<Q, K, V>::Number;
     return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{
         detail::rank4(pass.output),
         detail::expand<3, 1>(detail::result_view(pass.log_sum_exp)),
@@ -118,12 +118,12 @@ auto attention_with_weights(const Q& q, const K& k, const V& v,
                             const S& score = scaled_dot_product(), const M& mask = no_mask(),
                             const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
-  const detail::Call<Q, K, V> call("attention_with_weights", q, k, v);
+  const detail::TensorCall<Q, K, V> call("attention_with_weights", q, k, v);
   WeightedAttention<decltype(call.make_output()), decltype(call.make_weights())> result;
   call.run_reference(score, mask, options, [&] {
     result.output = call.make_output();
     result.weights = call.make_weights();
-    using Number = typename detail::Call<Q, K, V>::Number;
+    using Number = typename detail::TensorCall<Q, K, V>::Number;
     return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{
         detail::rank4(result.output), {}, detail::rank4(result.weights)};
   });

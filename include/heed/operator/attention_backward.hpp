@@ -74,13 +74,13 @@ void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, cons
                              const AttentionOptions& options = {}) {
   constexpr const char* function = "attention_backward_into";
   detail::check_types<Q, K, V, S, M>();
-  const detail::Call<Q, K, V> call(function, q, k, v);
+  const detail::TensorCall<Q, K, V> call(function, q, k, v);
   const auto views = detail::pass_views(call, pass, grad_output);
   const auto target = [&](auto& gradient, const auto& input, const char* name) {
     const auto to = view(gradient);
     using Element = std::remove_pointer_t<decltype(to.data)>;
     static_assert(!std::is_const_v<Element>, "heed: a gradient cannot be written to");
-    static_assert(decltype(to)::Rank == detail::Call<Q, K, V>::rank,
+    static_assert(decltype(to)::Rank == detail::TensorCall<Q, K, V>::rank,
                   "heed: the gradients have the rank of the inputs");
     if (to.shape != view(input).shape) {
       detail::fail(function, "gradients.", name, " has shape ", to.shape, ", but ", name, " has ",
@@ -130,7 +130,7 @@ auto attention_backward(const Q& q, const K& k, const V& v, const Pass& pass, co
                         const S& score = scaled_dot_product(), const M& mask = no_mask(),
                         const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
-  const detail::Call<Q, K, V> call("attention_backward", q, k, v);
+  const detail::TensorCall<Q, K, V> call("attention_backward", q, k, v);
   const auto views = detail::pass_views(call, pass, grad_output);
   const auto like = [](const auto& x) {
     using T = std::remove_cvref_t<decltype(x)>;

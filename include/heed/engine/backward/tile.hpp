@@ -19,6 +19,74 @@
 
 namespace heed::detail {
 
+/// Every query sees every key.
+struct AllSeen {
+  template <class L>
+  EIGEN_ALWAYS_INLINE L operator()(Index, int, L x) const {
+    return x;
+  }
+};
+
+/// The queries of a panel that are alive, where the mask shows them the key.
+template <class Number, class Mask>
+struct SeenThrough {
+  using L = Lanes<Number>;
+  const Number* alive;
+  const Mask& mask;
+  EIGEN_ALWAYS_INLINE L operator()(Index j, int v, L x) const {
+    const auto lives = L::load(alive + v * L::size) > L(0);
+    const bool clear = mask.clear_begin() <= j && j < mask.clear_end();
+    return select(clear ? lives : lives & mask.visible(j, v), x, L(0));
+  }
+};
+
+/// What a panel of queries has for the way back through the softmax, lane by lane; keeps is null
+/// where nothing is dropped.
+template <class Number>
+struct SoftmaxLanes {
+  const Number *log_sum_exp, *delta, *keeps;
+};
+
+/// Scores become P keep, dP becomes dS, for keys begin .. end-1 of a tile. A function of numbers
+/// alone, so that it is compiled once for all scores.
+template <class Number, int Vectors, class Seen>
+EIGEN_DONT_INLINE void softmax_back_rows(const SoftmaxLanes<Number>& lanes,
+                                         const ScoreTile<Number, Vectors>& tile, Number* d_scores,
+                                         Index begin, Index end, const Seen& seen,
+                                         const Rows<Number>& key, Index key_dim) {
+  using L = Lanes<Number>;
+  L lse[length(Vectors)], delta[length(Vectors)];
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) {
+    lse[v] = L::load(lanes.log_sum_exp + v * L::size);
+    delta[v] = L::load(lanes.delta + v * L::size);
+  }
+  for_each_tile<6 / Vectors>(
+      end,
+      [&]<int Keys>(Index j) __attribute__((always_inline)) {
+        L weight[length(Keys * Vectors)];
+        Number* score = tile.scores + j * tile.lanes;
+        Number* d_score = d_scores + j * tile.lanes;
+        // The product with the keys comes next, and goes down their columns.
+        for (int r = 0; r < Keys; ++r) fetch(key[j + r], key_dim);
+    // The difference first: it is exact where it matters. At most 0, as log_sum_exp may be
+    // rounded to below the score of an only key.
+#pragma GCC unroll 16
+        for (int i = 0; i < Keys * Vectors; ++i) {
+          weight[i] = min((L::load(score + i * L::size) - lse[i % Vectors]) * L(log2_e), L(0));
+        }
+        exp2_nonpositive(weight);
+#pragma GCC unroll 16
+        for (int i = 0; i < Keys * Vectors; ++i) {
+          const L ds = weight[i] * (L::load(d_score + i * L::size) - delta[i % Vectors]);
+          if (lanes.keeps) weight[i] *= L::load(lanes.keeps + j * tile.lanes + i * L::size);
+          seen(j + i / Vectors, i % Vectors, weight[i]).store(score + i * L::size);
+          seen(j + i / Vectors, i % Vectors, ds).store(d_score + i * L::size);
+        }
+      },
+      begin);
+}
+
 /// From the sums of terms and dP of a panel of queries and a tile of keys to P and to the gradients
 /// of those sums: the rest of the score and the modifiers forth, dropout, softmax, and back.
 template <class Call>
@@ -128,61 +196,21 @@ class TileGradients {
                     Number* d_scores, const Rows<Number>& key) const {
     const QueryPanel& panel = block.panels[n];
     const auto& mask = *block.masks[n];
+    const SoftmaxLanes<Number> lanes{block.log_sum_exp + panel.first, block.delta + panel.first,
+                                     call_.dropout.active() ? keeps_ : nullptr};
     const auto go = [&](Index begin, Index end, const auto& seen) {
-      softmax_rows(block, panel, tile, d_scores, call_.dropout.active() ? keeps_ : nullptr, begin,
-                   end, seen, key, call_.problem.key_dim);
+      softmax_back_rows(lanes, tile, d_scores, begin, end, seen, key, call_.problem.key_dim);
     };
-    const auto visible = [&](Index j, int v, L x) __attribute__((always_inline)) {
-      const auto alive = L::load(block.alive + panel.first + v * L::size) > L(0);
-      const bool clear = mask.clear_begin() <= j && j < mask.clear_end();
-      return select(clear ? alive : alive & mask.visible(j, v), x, L(0));
-    };
+    const SeenThrough<Number, std::remove_cvref_t<decltype(mask)>> visible{
+        block.alive + panel.first, mask};
     // Keys that every query sees need no look at the mask, unless a lane is idle.
     Index clear_begin = std::min(mask.clear_begin(), tile.keys), clear_end = clear_begin;
     if (!block.idle[n]) {
       clear_end = std::clamp(mask.clear_end(), clear_begin, tile.keys);
-      go(clear_begin, clear_end, [](Index, int, L x) __attribute__((always_inline)) { return x; });
+      go(clear_begin, clear_end, AllSeen{});
     }
     go(0, clear_begin, visible);
     go(clear_end, tile.keys, visible);
-  }
-
-  template <int Vectors>
-  EIGEN_DONT_INLINE static void softmax_rows(const Block& block, const QueryPanel& panel,
-                                             const ScoreTile<Number, Vectors>& tile,
-                                             Number* d_scores, const Number* keeps, Index begin,
-                                             Index end, const auto& seen, const Rows<Number>& key,
-                                             Index key_dim) {
-    L lse[length(Vectors)], delta[length(Vectors)];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) {
-      lse[v] = L::load(block.log_sum_exp + panel.first + v * L::size);
-      delta[v] = L::load(block.delta + panel.first + v * L::size);
-    }
-    for_each_tile<6 / Vectors>(
-        end,
-        [&]<int Keys>(Index j) __attribute__((always_inline)) {
-          L weight[length(Keys * Vectors)];
-          Number* score = tile.scores + j * tile.lanes;
-          Number* d_score = d_scores + j * tile.lanes;
-          // The product with the keys comes next, and goes down their columns.
-          for (int r = 0; r < Keys; ++r) fetch(key[j + r], key_dim);
-      // The difference first: it is exact where it matters. At most 0, as log_sum_exp may be
-      // rounded to below the score of an only key.
-#pragma GCC unroll 16
-          for (int i = 0; i < Keys * Vectors; ++i) {
-            weight[i] = min((L::load(score + i * L::size) - lse[i % Vectors]) * L(log2_e), L(0));
-          }
-          exp2_nonpositive(weight);
-#pragma GCC unroll 16
-          for (int i = 0; i < Keys * Vectors; ++i) {
-            const L ds = weight[i] * (L::load(d_score + i * L::size) - delta[i % Vectors]);
-            if (keeps) weight[i] *= L::load(keeps + j * tile.lanes + i * L::size);
-            seen(j + i / Vectors, i % Vectors, weight[i]).store(score + i * L::size);
-            seen(j + i / Vectors, i % Vectors, ds).store(d_score + i * L::size);
-          }
-        },
-        begin);
   }
 
   const Call& call_;
