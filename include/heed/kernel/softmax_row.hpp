@@ -74,38 +74,46 @@ void softmax_row(const From* from, Accumulator* row, To* to, Index count) {
   const L shift(largest > -infinity ? largest : 0);
 
   L sums[vectors] = {0, 0, 0, 0};
-  for (j = 0; j + stride <= count; j += stride) {
-    L x[vectors];
+  const auto exponentials = [&](const auto& binary) __attribute__((always_inline)) {
+    Index at = 0;
+    for (; at + stride <= count; at += stride) {
+      L x[vectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) {
-      x[v] = (load_widened<Accumulator>(from + j + v * L::size) - shift) * L(log2_e);
-    }
-    exp2_nonpositive(x);
+      for (int v = 0; v < vectors; ++v) {
+        x[v] = binary(load_widened<Accumulator>(from + at + v * L::size));
+      }
+      exp2_nonpositive(x);
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) {
-      x[v].store(row + j + v * L::size);
-      sums[v] += x[v];
+      for (int v = 0; v < vectors; ++v) {
+        x[v].store(row + at + v * L::size);
+        sums[v] += x[v];
+      }
     }
-  }
-  for (; j < whole; j += L::size) {
-    const L x = exp2_nonpositive((load_widened<Accumulator>(from + j) - shift) * L(log2_e));
-    x.store(row + j);
-    sums[1] += x;
-  }
-  if (edge) {
-    tail = exp2_nonpositive((tail - shift) * L(log2_e));
-    sums[2] += tail;
+    for (; at < whole; at += L::size) {
+      const L x = exp2_nonpositive(binary(load_widened<Accumulator>(from + at)));
+      x.store(row + at);
+      sums[1] += x;
+    }
+    if (edge) {
+      tail = exp2_nonpositive(binary(tail));
+      sums[2] += tail;
+    }
+  };
+  // x log2(e) - shift log2(e) in one step: what the rounding of the second product does to all
+  // alike their sum takes back. Where the shift is so large that this would be more than a factor
+  // of 1 + 2^-13, the difference comes first, which is exact where it matters.
+  if (std::abs(largest) <= 1024) {
+    const L offset = shift * L(-log2_e);
+    exponentials([offset](L x)
+                     __attribute__((always_inline)) { return fma(x, L(log2_e), offset); });
+  } else {
+    exponentials([shift](L x) __attribute__((always_inline)) { return (x - shift) * L(log2_e); });
   }
   const Accumulator sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  // x / sum, rounded as a division is nearly always: the rounding of the inverse is taken back.
-  const L total(sum), factor(sum == 0 ? 0 : 1 / sum);
-  const auto divide = [&](L x) __attribute__((always_inline)) {
-    const L quotient = x * factor;
-    return fma(fma(-quotient, total, x), factor, quotient);
-  };
+  const L factor(sum == 0 ? 0 : 1 / sum);
 #pragma GCC unroll 4
-  for (j = 0; j < whole; j += L::size) store_narrowed(divide(L::load(row + j)), to + j);
-  if (edge) store_some(divide(tail), to + whole, count - whole);
+  for (j = 0; j < whole; j += L::size) store_narrowed(L::load(row + j) * factor, to + j);
+  if (edge) store_some(tail * factor, to + whole, count - whole);
 }
 
 /// d = p (g - sum of p g) over a row, and 0 where p is 0, whatever g is there.
