@@ -145,10 +145,25 @@ TEST(RotaryScaling, YarnByHand) {
   EXPECT_NEAR(found[2].angle, .006556972, 1e-8);
   EXPECT_NEAR(found[3].angle, .00025, 1e-9);
   EXPECT_NEAR(found[2].length, 1.5, 1e-12);
-  // Betas 3 and 2.9: both ends fall between pairs 2 and 3, log10(217.3) = 2.34.
+  // Betas 3 and 2.9: both ends fall between pairs 2 and 3 (2.337 and 2.352).
   const YarnConfig narrow{.factor = 4, .trained_length = 4096, .beta_fast = 3, .beta_slow = 2.9};
   expect_turns({.layout = half, .scaling = RotaryScaling::yarn(narrow)}, {1, .1, .01, .00025},
                1.1386294361);
+}
+
+// Where the ramp has no length, it is a step. Trained on 6: log10(6 / (2 pi)) = -.02 rounds up to
+// 0, and so does the other end, from below: all pairs but pair 0 are slow. With 1 and 2 turns,
+// log10(1 / (4 pi)) = -1.1 ends the ramp before it begins. Trained on 4e10, log10(4e10 / (64 pi)) =
+// 8.3: all are fast.
+TEST(RotaryScaling, YarnOfAllSlowOrAllFastByHand) {
+  const auto with = [](const YarnConfig& yarn) {
+    return RotaryConfig{.layout = half, .scaling = RotaryScaling::yarn(yarn)};
+  };
+  const double length = 1.1386294361;
+  expect_turns(with({.factor = 4, .trained_length = 6}), {1, .025, .0025, .00025}, length);
+  expect_turns(with({.factor = 4, .trained_length = 1, .beta_slow = 2}), {1, .025, .0025, .00025},
+               length);
+  expect_turns(with({.factor = 4, .trained_length = 40'000'000'000}), {1, .1, .01, .001}, length);
 }
 
 // Original length 1000, bands from 1 to 4 turns, factor 8. Turns 1000 / (2 pi) * (1, .1, .01, .001)

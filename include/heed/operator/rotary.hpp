@@ -121,7 +121,7 @@ struct YarnRotary {
     }
     low = std::max(low, 0.0);
     high = std::min(high, static_cast<double>(s.dim - 1));
-    if (high == low) high += .001;  // a step, as in the authors' code
+    if (high <= low) high = low + .001;  // a step, where all pairs are slow or all are fast
     const double slow = std::clamp((static_cast<double>(c) - low) / (high - low), 0.0, 1.0);
     return s.plain(c) * (slow / config.factor + (1 - slow));
   }
