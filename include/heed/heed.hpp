@@ -25,3 +25,6 @@
 #include "heed/linear.hpp"
 #include "heed/module.hpp"
 #include "heed/multi_head_attention.hpp"
+
+// Caches of keys and values, for attention token by token.
+#include "heed/cache.hpp"

@@ -1,0 +1,7 @@
+#pragma once
+
+// Caches of keys and values, and attention over them.
+#include "heed/attention.hpp"
+#include "heed/cache/attention.hpp"
+#include "heed/cache/key_value_cache.hpp"
+#include "heed/score.hpp"
