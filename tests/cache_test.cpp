@@ -1,96 +1,12 @@
-#include "heed/cache.hpp"
+#include "cache_support.hpp"
 
-#include <functional>
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
-#include "heed/mask.hpp"
-#include "heed/modifier.hpp"
-#include "support.hpp"
+#include "allocation_support.hpp"
 
 /// Attention over a cache is attention over the whole sequence, however it was appended.
 namespace heed::test {
 namespace {
-
-using Predicate = std::function<bool(Index b, Index h, Index i, Index j)>;
-
-struct Sizes {
-  Index batch = 2, heads = 4, key_heads = 2, dim = 16, width = 32;
-
-  CacheConfig config(Index capacity, Index window = 0, Index sinks = 0) const {
-    return {.batch = batch,
-            .kv_heads = key_heads,
-            .key_dim = dim,
-            .value_dim = width,
-            .capacity = capacity,
-            .window = window,
-            .sinks = sinks};
-  }
-};
-
-/// A sequence of `length` tokens for each batch entry.
-struct Sequence {
-  Reference key, value;
-
-  Sequence(const Sizes& sizes, Index length, std::uint64_t seed = 1)
-      : key(random({sizes.batch, sizes.key_heads, length, sizes.dim}, seed)),
-        value(random({sizes.batch, sizes.key_heads, length, sizes.width}, seed + 1)) {}
-  Index length() const { return key.dimension(2); }
-};
-
-Reference queries(const Sizes& sizes, Index n, std::uint64_t seed = 9) {
-  return random({sizes.batch, sizes.heads, n, sizes.dim}, seed, 2);
-}
-
-Reference entry(const Reference& x, Index b) {
-  return generate({1, x.dimension(1), x.dimension(2), x.dimension(3)},
-                  [&](Index, Index h, Index i, Index j) { return x(b, h, i, j); });
-}
-
-/// (heads, rows, columns) of one batch entry.
-template <class Scalar>
-Tensor<Scalar, 3> one(const Reference& x, Index b) {
-  Tensor<Scalar, 3> result(x.dimension(1), x.dimension(2), x.dimension(3));
-  for_each_index(
-      {1, x.dimension(1), x.dimension(2), x.dimension(3)},
-      [&](Index, Index h, Index i, Index j) { result(h, i, j) = rounded<Scalar>(x(b, h, i, j)); });
-  return result;
-}
-
-template <class Cache>
-void append(Cache& cache, const Sequence& s, Index first, Index last) {
-  cache.append(make<float, 4>(rows(s.key, first, last)),
-               make<float, 4>(rows(s.value, first, last)));
-}
-template <class Cache>
-void append(Cache& cache, Index b, const Sequence& s, Index first, Index last) {
-  cache.append(b, one<float>(rows(s.key, first, last), b),
-               one<float>(rows(s.value, first, last), b));
-}
-
-/// What a cache of Element gives for q, entry by entry, where entry b has the first lengths[b]
-/// tokens of s; `allowed` goes by positions.
-template <class Element = float, class Cache, class Score, class Mask, class Formula>
-void expect_sequences(const Cache& cache, const Sizes& sizes, const Sequence& s,
-                      const std::vector<Index>& lengths, Index n, const Score& score,
-                      const Mask& mask, const Formula& formula,
-                      const std::function<bool(Index length, Index h, Index i, Index j)>& allowed) {
-  using Query = std::conditional_t<std::is_same_v<Element, double>, double, float>;
-  const Reference q = queries(sizes, n);
-  const auto pass = attention_forward(make<Query, 4>(q), cache, score, mask);
-  const Reference output = reference(pass.output), lse = reference_rows(pass.log_sum_exp);
-  for (Index b = 0; b < sizes.batch; ++b) {
-    SCOPED_TRACE(b);
-    const Index length = lengths[static_cast<std::size_t>(b)];
-    const Expected<Query> expected(
-        entry(q, b), rounded<Element>(entry(rows(s.key, 0, length), b)),
-        rounded<Element>(entry(rows(s.value, 0, length), b)), formula,
-        [&](Index, Index h, Index i, Index j) { return allowed(length, h, i, j); });
-    EXPECT_TRUE(near(entry(output, b), expected.output, expected.output_bound));
-    EXPECT_TRUE(near(entry(lse, b), expected.log_sum_exp, expected.log_sum_exp_bound));
-  }
-}
-
-bool causally(Index length, Index n, Index i, Index j) { return j <= length - n + i; }
 
 TEST(Cache, AnySplitGivesTheWholeSequence) {
   const Sizes sizes;
@@ -122,7 +38,8 @@ TEST(Cache, NewQueriesFromOneToSixteenUnderManyMasks) {
                      scaled_dot(), [&](Index keys, Index, Index i, Index j) {
                        return causally(keys, n, i, j) && j >= keys - n + i - 7;
                      });
-    const Predicate odd = [](Index, Index h, Index i, Index j) { return (h + i + j) % 3 != 0; };
+    const std::function<bool(Index, Index, Index, Index)> odd =
+        [](Index, Index h, Index i, Index j) { return (h + i + j) % 3 != 0; };
     expect_sequences(cache, sizes, s, lengths, n, scaled_dot_product(), mask_if(odd), scaled_dot(),
                      [&](Index, Index h, Index i, Index j) { return odd(0, h, i, j); });
   }
@@ -379,6 +296,28 @@ TEST(Cache, BadConfigurations) {
   refuse("too many elements",
          {.key_dim = 1, .value_dim = Index(1) << 40, .capacity = Index(1) << 40});
 }
+
+#ifdef HEED_TEST_COUNTS_ALLOCATIONS
+TEST(Cache, AppendAndTheSecondCallAllocateNothing) {
+  const Sizes sizes;
+  const Sequence s(sizes, 40);
+  const auto k = make<float, 4>(rows(s.key, 0, 1)), v = make<float, 4>(rows(s.value, 0, 1));
+  const auto q = make<float, 4>(queries(sizes, 1));
+  for (const Index window : {0, 8}) {
+    KeyValueCache<float> cache(sizes.config(40, window));
+    append(cache, 1, s, 0, 11);
+    Tensor<float, 4> out(2, 4, 1, 32);
+    attention_into(out, q, cache, scaled_dot_product(), causal());
+    EXPECT_EQ(allocations_of([&] {
+                for (int step = 0; step < 20; ++step) {
+                  cache.append(k, v);
+                  attention_into(out, q, cache, scaled_dot_product(), causal());
+                }
+              }),
+              0);
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace heed::test

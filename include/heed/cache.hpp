@@ -4,4 +4,4 @@
 #include "heed/attention.hpp"
 #include "heed/cache/attention.hpp"
 #include "heed/cache/key_value_cache.hpp"
-#include "heed/score.hpp"
+#include "heed/cache/paged.hpp"
