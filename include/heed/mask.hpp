@@ -5,5 +5,6 @@
 #include "heed/policy/mask/lengths.hpp"
 #include "heed/policy/mask/logic.hpp"
 #include "heed/policy/mask/mask_if.hpp"
+#include "heed/policy/mask/offsets.hpp"
 #include "heed/policy/mask/range.hpp"
 #include "heed/policy/mask/segments.hpp"

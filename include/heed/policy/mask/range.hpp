@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "heed/core/error.hpp"
@@ -30,6 +31,29 @@ struct BoundRange {
   }
 };
 
+/// What of the keys offset + i - left .. offset + i + right there is. No step overflows: a sum that
+/// would has left the keys already, whatever is added to it.
+inline KeyRange window(Index offset, Index i, Index left, Index right, Index keys) {
+  constexpr Index least = std::numeric_limits<Index>::min(),
+                  most = std::numeric_limits<Index>::max();
+  KeyRange seen{0, keys};
+  if (left >= 0) {
+    const Index first = offset < least + left ? least : offset - left;
+    seen.begin = first >= keys - i ? keys : std::max<Index>(first + i, 0);
+  }
+  if (right >= 0) {
+    const Index last = offset > most - right ? most : offset + right;
+    seen.end = last >= keys - i - 1 ? keys : std::max<Index>(last + i + 1, 0);
+  }
+  return seen;
+}
+
+inline void check_window(Index left, Index right) {
+  if (left < -1 || right < -1) {
+    fail("sliding_window", "left ", left, " and right ", right, " must be -1 or more");
+  }
+}
+
 }  // namespace detail
 
 /// Every pair is allowed.
@@ -57,18 +81,14 @@ struct SlidingWindow : MaskPolicy {
     const Index keys = problem.keys;
     const Index offset = align == Align::bottom_right ? keys - problem.queries : 0;
     return detail::BoundRange([keys, offset, l = left, r = right](Index, Index, Index i) {
-      const Index position = i + offset;
-      return KeyRange{l < 0 || l >= position ? 0 : position - l,
-                      r < 0 || r >= keys - position ? keys : position + r + 1};
+      return detail::window(offset, i, l, r, keys);
     });
   }
 };
 
 /// Query at position p (see Align) sees keys p - left .. p + right; -1 means no limit on that side.
 inline SlidingWindow sliding_window(Index left, Index right, Align align = Align::bottom_right) {
-  if (left < -1 || right < -1) {
-    detail::fail("sliding_window", "left ", left, " and right ", right, " must be -1 or more");
-  }
+  detail::check_window(left, right);
   return {left, right, align};
 }
 
