@@ -36,11 +36,17 @@ struct BoundCall {
 
 /// Where the forward pass writes. log_sum_exp (batch, heads, queries) and weights (batch, heads,
 /// queries, keys) are views of nothing where they are not wanted.
-template <class Element, class Number>
+template <class Element, class Number, class Weight = Element>
 struct ForwardOutput {
   View<Element, 4> output;
   View<Number, 3> log_sum_exp;
-  View<Element, 4> weights;
+  View<Weight, 4> weights;
+};
+
+/// Where the scores alone go, (batch, heads, queries, keys).
+template <class Element>
+struct ScoreOutput {
+  View<Element, 4> scores;
 };
 
 /// What the backward pass is given beside the inputs, and where it writes the gradients, each as

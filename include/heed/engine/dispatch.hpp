@@ -177,12 +177,7 @@ struct TensorCall {
   void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
     using Unit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
     bind<Unit>(score, mask, options, make, [&](const auto& call) {
-      const auto check = [&](const auto& parameters, const char* name) {
-        check_not_aliased(problem.function, call.output.output, parameters, name);
-      };
-      for_each_parameters(call.score.similarity, check);
-      std::apply([&](const auto&... modifier) { (for_each_parameters(modifier, check), ...); },
-                 call.score.modifiers);
+      check_no_parameter(call.score, call.output.output, "the output");
       if (problem.batch * problem.heads * problem.queries == 0) return;
       run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
     });
@@ -193,7 +188,18 @@ struct TensorCall {
   void run_reference(const S& score, const M& mask, const AttentionOptions& options,
                      const Make& make) const {
     bind<NaturalUnit>(score, mask, options, make, [&](const auto& call) {
+      check_no_parameter(call.score, call.output.output, "the output");
+      check_no_parameter(call.score, call.output.weights, "the weights");
       run_first_that_suits<Reference>(call, options.pool);
+    });
+  }
+
+  /// The scores alone. `make` gives the ScoreOutput, once all is checked.
+  template <class S, class M, class Make>
+  void run_scores(const S& score, const M& mask, const AttentionOptions& options,
+                  const Make& make) const {
+    bind<NaturalUnit>(score, mask, options, make, [&](const auto& call) {
+      run_first_that_suits<ReferenceScores>(call, options.pool);
     });
   }
 
@@ -240,6 +246,16 @@ struct TensorCall {
   }
 
  private:
+  /// Refuses a result that shares elements with a parameter of the score.
+  void check_no_parameter(const auto& score, const auto& result, const char* result_name) const {
+    const auto check = [&](const auto& parameters, const char* name) {
+      check_not_aliased(problem.function, result, parameters, name, result_name);
+    };
+    for_each_parameters(score.similarity, check);
+    std::apply([&](const auto&... modifier) { (for_each_parameters(modifier, check), ...); },
+               score.modifiers);
+  }
+
   /// Binds the policies, which is where they are checked, makes the output, then calls
   /// body(BoundCall).
   template <class Unit, class S, class M, class Make, class Body>

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -44,6 +45,27 @@ auto attend(const char* function, const Q& q, const K& k, const V& v, const S& s
   return output;
 }
 
+/// What a result of the given shape is written to, as rank 4: refused where its shape is another,
+/// where elements of it overlap, and where it shares elements with an input.
+template <class Q, class K, class V, class Out, std::size_t Rank>
+auto result_target(const TensorCall<Q, K, V>& call, Out& out, const std::array<Index, Rank>& shape,
+                   const char* name) {
+  const auto target = view(out);
+  static_assert(!std::is_const_v<std::remove_pointer_t<decltype(target.data)>>,
+                "heed: the output cannot be written to");
+  static_assert(decltype(target)::Rank == Rank, "heed: the output has the rank of the query");
+  const char* function = call.problem.function;
+  if (target.shape != shape) {
+    fail(function, name, " has shape ", target.shape, ", but attention gives ", shape);
+  }
+  const auto wide = expand<4, 2>(target);
+  check_writable(function, wide, name);
+  call.for_each_input([&](const auto& input, const char* input_name) {
+    check_not_aliased(function, wide, input, input_name, name);
+  });
+  return wide;
+}
+
 }  // namespace detail
 
 /// Writes attention (see below) into `out`, a tensor, matrix, map, block or View of the output's
@@ -53,21 +75,9 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
                     const S& score = scaled_dot_product(), const M& mask = no_mask(),
                     const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
-  const auto target = view(out);
-  using Element = std::remove_pointer_t<decltype(target.data)>;
-  static_assert(!std::is_const_v<Element>, "heed: the output cannot be written to");
-  static_assert(decltype(target)::Rank == detail::rank_of<Q>,
-                "heed: the output has the rank of the query");
   const detail::TensorCall<Q, K, V> call("attention_into", q, k, v);
-  if (target.shape != call.output_shape()) {
-    detail::fail("attention_into", "the output has shape ", target.shape, ", but attention gives ",
-                 call.output_shape());
-  }
-  const auto wide = detail::expand<4, 2>(target);
-  detail::check_writable("attention_into", wide, "the output");
-  call.for_each_input([&](const auto& input, const char* name) {
-    detail::check_not_aliased("attention_into", wide, input, name);
-  });
+  const auto wide = detail::result_target(call, out, call.output_shape(), "the output");
+  using Element = std::remove_pointer_t<decltype(wide.data)>;
   using Number = typename detail::TensorCall<Q, K, V>::Number;
   call.run(score, mask, options,
            [&] { return detail::ForwardOutput<Element, Number>{wide, {}, {}}; });
@@ -128,6 +138,43 @@ auto attention_with_weights(const Q& q, const K& k, const V& v,
         detail::rank4(result.output), {}, detail::rank4(result.weights)};
   });
   return result;
+}
+
+/// Writes attention into `out` and the weights of every pair into `weights`, (..., queries, keys),
+/// each a tensor, matrix, map, block or View that shares no elements with the inputs or the other.
+template <class Out, class Weights, class Q, class K, class V, class S = DotProduct,
+          class M = NoMask>
+void attention_with_weights_into(Out&& out, Weights&& weights, const Q& q, const K& k, const V& v,
+                                 const S& score = scaled_dot_product(), const M& mask = no_mask(),
+                                 const AttentionOptions& options = {}) {
+  constexpr const char* function = "attention_with_weights_into";
+  detail::check_types<Q, K, V, S, M>();
+  const detail::TensorCall<Q, K, V> call(function, q, k, v);
+  const auto output = detail::result_target(call, out, call.output_shape(), "the output");
+  const auto pairs = detail::result_target(call, weights, call.weights_shape(), "the weights");
+  detail::check_not_aliased(function, output, pairs, "the weights");
+  using Element = std::remove_pointer_t<decltype(output.data)>;
+  using Weight = std::remove_pointer_t<decltype(pairs.data)>;
+  using Number = typename detail::TensorCall<Q, K, V>::Number;
+  call.run_reference(score, mask, options, [&] {
+    return detail::ForwardOutput<Element, Number, Weight>{output, {}, pairs};
+  });
+}
+
+/// The scores that attention takes the softmax of, after all modifiers, of q's number type:
+/// (..., queries, keys). Those of pairs that the mask hides are -infinity, whose keys are not read.
+/// Of the options the pool counts.
+template <class Q, class K, class S = DotProduct, class M = NoMask>
+auto attention_scores(const Q& q, const K& k, const S& score = scaled_dot_product(),
+                      const M& mask = no_mask(), const AttentionOptions& options = {}) {
+  detail::check_types<Q, K, K, S, M>();
+  const detail::TensorCall<Q, K, K> call("attention_scores", q, k, k);
+  decltype(call.make_weights()) scores;
+  call.run_scores(score, mask, options, [&] {
+    scores = call.make_weights();
+    return detail::ScoreOutput<detail::ScalarOf<Q>>{detail::rank4(scores)};
+  });
+  return scores;
 }
 
 /// softmax(q k^T / sqrt(dim)) v over the pairs that the mask allows.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "heed/core/parallel.hpp"
@@ -28,15 +29,37 @@ class ReferenceRow {
         part_(at(call.problem.value_dim), zero),
         sums_(at(call.problem.value_dim), zero) {}
 
-  void attend(Index b, Index h, Index i) {
-    using std::exp, std::log;
+  /// body(key, score) for every key that the query sees, in order; the score is after all
+  /// modifiers.
+  void for_each_score(Index b, Index h, Index i, const auto& body) {
     const Problem& problem = call_.problem;
     const auto& score = call_.definition;
     const Index kv = h / (problem.heads / problem.kv_heads);
     prepare_query(
         score.similarity, problem,
         [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); }, query_.data());
+    for_each_visible(
+        call_.mask, call_.mask.row(b, h, i), b, h, i, Index(0), problem.keys, [&](Index j) {
+          const auto key = call_.keys.run(b, kv, j, 1);
+          Number sum = zero;
+          for (Index c = 0; c < problem.key_dim; ++c) {
+            sum = score.similarity.step(sum, query_[at(c)],
+                                        static_cast<Number>(key.data[c * key.column_stride]), c);
+          }
+          Number entry = score.similarity.finish(sum);
+          std::apply(
+              [&](const auto&... modifier) {
+                ((entry = modified<Number>(modifier, entry, b, h, i, j)), ...);
+              },
+              score.modifiers);
+          body(j, entry);
+        });
+  }
 
+  void attend(Index b, Index h, Index i) {
+    using std::exp, std::log;
+    const Problem& problem = call_.problem;
+    const Index kv = h / (problem.heads / problem.kv_heads);
     const auto keys = call_.mask.row(b, h, i);
     const auto for_each_key = [&](Index first, Index last, const auto& body) {
       for_each_visible(call_.mask, keys, b, h, i, first, last,
@@ -49,19 +72,8 @@ class ReferenceRow {
     };
 
     Number largest = -infinity;
-    for_each_key(0, problem.keys, [&](Index j, Number& entry) {
-      const auto key = call_.keys.run(b, kv, j, 1);
-      Number sum = zero;
-      for (Index c = 0; c < problem.key_dim; ++c) {
-        sum = score.similarity.step(sum, query_[at(c)],
-                                    static_cast<Number>(key.data[c * key.column_stride]), c);
-      }
-      entry = score.similarity.finish(sum);
-      std::apply(
-          [&](const auto&... modifier) {
-            ((entry = modified<Number>(modifier, entry, b, h, i, j)), ...);
-          },
-          score.modifiers);
+    for_each_score(b, h, i, [&](Index j, const Number& entry) {
+      row_[at(j)] = entry;
       if (entry > largest) largest = entry;
     });
     // Where no score is above -infinity nothing is subtracted, and every weight is 0; a NaN still
@@ -120,6 +132,19 @@ class ReferenceRow {
   std::vector<Number> query_, row_, part_, sums_;
 };
 
+/// body(row, batch, head, query) for every query, with a ReferenceRow for each run of them.
+template <class Call>
+void for_each_reference_row(const Call& call, Eigen::ThreadPoolInterface* pool, const auto& body) {
+  const Problem& problem = call.problem;
+  parallel_for(pool, problem.batch * problem.heads * problem.queries, [&](Index first, Index last) {
+    ReferenceRow<Call> row(call);
+    for (Index item = first; item < last; ++item) {
+      body(row, item / problem.queries / problem.heads, item / problem.queries % problem.heads,
+           item % problem.queries);
+    }
+  });
+}
+
 /// Attention row by row. It defines the semantics, gives the weights, and runs for any number type
 /// that has +, -, *, /, comparisons and, found by argument lookup or in std, what its score uses of
 /// exp, log, tanh, sqrt.
@@ -132,15 +157,34 @@ class Reference {
   explicit Reference(const Call& call) : call_(call) {}
 
   void run(Eigen::ThreadPoolInterface* pool) const {
-    const Problem& problem = call_.problem;
-    parallel_for(pool, problem.batch * problem.heads * problem.queries,
-                 [&](Index first, Index last) {
-                   ReferenceRow<Call> row(call_);
-                   for (Index item = first; item < last; ++item) {
-                     row.attend(item / problem.queries / problem.heads,
-                                item / problem.queries % problem.heads, item % problem.queries);
-                   }
-                 });
+    for_each_reference_row(call_, pool,
+                           [](auto& row, Index b, Index h, Index i) { row.attend(b, h, i); });
+  }
+
+ private:
+  const Call& call_;
+};
+
+/// The scores that attention takes the softmax of, those of hidden pairs -infinity.
+template <class Call>
+class ReferenceScores {
+ public:
+  static constexpr bool possible = true;
+  static bool suits(const Call&) { return true; }
+
+  explicit ReferenceScores(const Call& call) : call_(call) {}
+
+  void run(Eigen::ThreadPoolInterface* pool) const {
+    const auto& scores = call_.output.scores;
+    using Element = typename std::remove_cvref_t<decltype(scores)>::Scalar;
+    using Number = typename Call::Number;
+    for_each_reference_row(call_, pool, [&](auto& row, Index b, Index h, Index i) {
+      const auto hidden = static_cast<Element>(Number(-std::numeric_limits<double>::infinity()));
+      for (Index j = 0; j < call_.problem.keys; ++j) scores(b, h, i, j) = hidden;
+      row.for_each_score(b, h, i, [&](Index j, const Number& score) {
+        scores(b, h, i, j) = static_cast<Element>(score);
+      });
+    });
   }
 
  private:
