@@ -6,4 +6,5 @@
 #include "heed/policy/modifier/chain.hpp"
 #include "heed/policy/modifier/relative_bias.hpp"
 #include "heed/policy/modifier/score_mod.hpp"
+#include "heed/policy/modifier/sink.hpp"
 #include "heed/policy/modifier/softcap.hpp"

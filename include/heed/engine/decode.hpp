@@ -204,8 +204,11 @@ class Decode {
 
   void finish(const Place& at, const Sums& total) const {
     using Element = typename decltype(call_.output.output)::Scalar;
+    Number fade = 1;
+    for_each_sink(call_.score.modifiers, at.head,
+                  [&](Number logit) { fade *= total.absorb_score(logit); });
     const Number factor =
-        *total.sum == 0 ? 0 : static_cast<Number>(call_.dropout.scale()) / *total.sum;
+        *total.sum == 0 ? 0 : static_cast<Number>(call_.dropout.scale()) / *total.sum * fade;
     if (!(factor * 0 == 0 && all_finite(total.output, problem_.value_dim))) {
       return ReferenceRow<Call>(call_).attend(at.batch, at.head, at.query);
     }

@@ -13,6 +13,7 @@
 #include "heed/core/unit.hpp"
 #include "heed/core/view.hpp"
 #include "heed/engine/backward/loop.hpp"
+#include "heed/engine/backward/sink.hpp"
 #include "heed/engine/call.hpp"
 #include "heed/engine/decode.hpp"
 #include "heed/engine/forward.hpp"
@@ -224,6 +225,7 @@ struct TensorCall {
           },
           call.score.modifiers);
       run_first_that_suits<Backward, ReferenceBackward>(call, options.pool);
+      add_sink_gradients(call);
     });
   }
 

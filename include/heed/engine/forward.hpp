@@ -356,14 +356,17 @@ class Forward {
   }
 
   template <int Vectors>
-  void finish(Workspace& space, const OnlineSoftmax<Number, Vectors, Unit>& softmax, Index batch,
+  void finish(Workspace& space, OnlineSoftmax<Number, Vectors, Unit>& softmax, Index batch,
               Index head, Index first, Index count) const {
     constexpr Index lanes = Vectors * L::size;
     alignas(64) Number factor[length(lanes)];
     L zero(0);
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
-      const L f = softmax.normaliser(v, static_cast<Number>(call_.dropout.scale()));
+      L fade(1);
+      for_each_sink(call_.score.modifiers, head,
+                    [&](Number logit) { fade *= softmax.absorb_score(v, logit); });
+      const L f = softmax.normaliser(v, static_cast<Number>(call_.dropout.scale())) * fade;
       f.store(factor + v * L::size);
       zero = fma(f, L(0), zero);
     }

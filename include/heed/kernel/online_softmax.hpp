@@ -83,6 +83,20 @@ struct OnlineSoftmax {
     for (int v = 0; v < Vectors; ++v) (faded[v] + total[v]).store(sum + v * L::size);
   }
 
+  /// Takes in one score more, the same for the lanes of a vector. Returns what was accumulated has
+  /// to be multiplied by.
+  L absorb_score(int v, Scalar score) {
+    const Index at = v * L::size;
+    const L before = L::load(largest + at);
+    const L after = max(before, L(score));
+    const L shift = select(after == L(-infinity), L(0), after);
+    const L fade = exp2_nonpositive((before - shift) * L(binary));
+    const L weight = exp2_nonpositive((L(score) - shift) * L(binary));
+    after.store(largest + at);
+    fma(fade, L::load(sum + at), weight).store(sum + at);
+    return fade;
+  }
+
   /// What turns accumulated values into the output: scale / sum, and 0 for a query without keys.
   L normaliser(int v, Scalar scale) const {
     const L total = L::load(sum + v * L::size);
@@ -136,6 +150,13 @@ struct QuerySums {
       total += weight;
     }
     *sum = *sum * fade + sum_of_lanes(total);
+    return fade;
+  }
+
+  /// Takes in one score more. Returns what was accumulated has to be multiplied by.
+  Scalar absorb_score(Scalar score) const {
+    const Scalar fade = raise(score);
+    *sum = *sum * fade + std::exp2((score - shift()) * static_cast<Scalar>(Unit::binary));
     return fade;
   }
 

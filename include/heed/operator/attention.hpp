@@ -20,7 +20,8 @@ namespace heed {
 template <class Output, class Weights>
 struct WeightedAttention {
   Output output;
-  Weights weights;  ///< (..., queries, keys), before dropout; rows sum to 1, or to 0 where empty
+  /// (..., queries, keys), before dropout; rows sum to 1, to less beside a sink, to 0 where empty.
+  Weights weights;
 };
 
 template <class Output, class LogSumExp>

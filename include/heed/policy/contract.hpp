@@ -109,6 +109,8 @@ struct ModifierTraits {
   ///   shared_axes(problem)              axes along which add_gradient meets the same numbers of
   ///                                     `gradient`: one piece of work at a time goes along these
   bool has_parameters = false;
+  /// Leaves scores alone, and has `logit(head)`, a Number that joins the sum of the softmax.
+  bool is_sink = false;
 };
 
 /// Base of every modifier. `bind<Number>(problem)` gives
@@ -342,6 +344,18 @@ template <class Number, class M, class T, class I>
 EIGEN_ALWAYS_INLINE Dual<T, 1> differentiated(const M& modifier, const T& score, Index b, Index h,
                                               const I& query, Index j) {
   return modified<Number>(modifier, Dual<T, 1>::variable(score, 0), b, h, query, j);
+}
+
+/// body(logit) for what joins the softmax's sum beside the keys.
+template <class... Modifiers>
+EIGEN_ALWAYS_INLINE void for_each_sink(const std::tuple<Modifiers...>& modifiers, Index head,
+                                       const auto& body) {
+  [[maybe_unused]] const auto one = [&](const auto& modifier) {
+    if constexpr (modifier_traits<std::remove_cvref_t<decltype(modifier)>>.is_sink) {
+      body(modifier.logit(head));
+    }
+  };
+  std::apply([&](const auto&... modifier) { (one(modifier), ...); }, modifiers);
 }
 
 /// A score and its modifiers, bound.

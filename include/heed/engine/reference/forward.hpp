@@ -76,6 +76,10 @@ class ReferenceRow {
       row_[at(j)] = entry;
       if (entry > largest) largest = entry;
     });
+    const auto& modifiers = call_.definition.modifiers;
+    for_each_sink(modifiers, h, [&](const Number& logit) {
+      if (logit > largest) largest = logit;
+    });
     // Where no score is above -infinity nothing is subtracted, and every weight is 0; a NaN still
     // reaches the sum.
     const Number shift = largest > -infinity ? largest : zero;
@@ -88,6 +92,7 @@ class ReferenceRow {
       });
       sum += part;
     });
+    for_each_sink(modifiers, h, [&](const Number& logit) { sum += exp(Number(logit - shift)); });
 
     const auto& to = call_.output;
     const bool empty = sum == zero;
