@@ -42,6 +42,13 @@ EIGEN_ALWAYS_INLINE void store_narrowed(Lanes<Scalar> lanes, Stored* to) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                      _mm256_cvtps_ph(lanes.packet, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #endif
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<Stored, Eigen::half> && Lanes<Scalar>::size == 16) {
+    // All lanes by a mask, as the form without one is a macro that warns under g++ 12 -O0.
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(to),
+        _mm512_maskz_cvtps_ph(0xFFFF, lanes.packet, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
   } else {
     Scalar wide[Lanes<Scalar>::size];
     lanes.store(wide);
