@@ -31,7 +31,8 @@ class PagedKeyValueCache;
 
 namespace detail {
 
-/// Pages (kv_heads, page_size, dim), each with the number of sequences that have it.
+/// Pages, as (kv_heads, pages, page_size, dim), so that a head of pages taken one after the other
+/// is read as one stream; each with the number of sequences that have it.
 template <class Element>
 class Pages {
  public:
@@ -82,13 +83,13 @@ class Pages {
     if (config.page_size < 1) detail::fail("PagePool", "page_size is ", config.page_size);
     for (const Index dim : {config.key_dim, config.value_dim}) {
       detail::check_extents(
-          "PagePool", "the pool (pages, kv_heads, page_size, dim)",
-          std::array<Index, 4>{config.pages, config.kv_heads, config.page_size, dim});
+          "PagePool", "the pool (kv_heads, pages, page_size, dim)",
+          std::array<Index, 4>{config.kv_heads, config.pages, config.page_size, dim});
     }
     return config;
   }
   Index row(Index page, Index h, Index token) const {
-    return (page * config_.kv_heads + h) * config_.page_size + token;
+    return (h * config_.pages + page) * config_.page_size + token;
   }
 
   using Memory = std::vector<Element, Eigen::aligned_allocator<Element>>;
@@ -102,18 +103,26 @@ template <class Element_>
 struct PagedRows {
   using Element = Element_;
   const Element* data;
-  Index heads, page_size, dim;
+  Index pages, page_size, dim;
   const std::vector<Index>* tables;
 
   Index width() const { return dim; }
   Run<Element> run(Index b, Index h, Index first, Index most) const {
     const auto& table = tables[b];
-    const auto number = static_cast<std::size_t>(first / page_size);
+    auto number = static_cast<std::size_t>(first / page_size);
     // Behind the end of a shorter sequence there are rows too, of any page; no query sees them.
     const Index page = number < table.size() ? table[number] : 0;
     const Index token = first % page_size;
-    return {data + ((page * heads + h) * page_size + token) * dim, dim, 1,
-            std::min(most, page_size - token)};
+    Index count = page_size - token;
+    // A run from the first key on tells whether a head lies evenly in every sequence: it ends with
+    // its page. Others go on into pages that lie behind.
+    if (first > 0) {
+      while (count < most && number + 1 < table.size() && table[number + 1] == table[number] + 1) {
+        ++number;
+        count += page_size;
+      }
+    }
+    return {data + ((h * pages + page) * page_size + token) * dim, dim, 1, std::min(most, count)};
   }
 };
 
@@ -242,11 +251,11 @@ class PagedKeyValueCache {
   HeldTokens held(Index b) const { return {.length = lengths_[at(b)]}; }
   detail::PagedRows<Element> key_rows(Index) const {
     const PagePoolConfig& config = pages_->config();
-    return {pages_->keys(), config.kv_heads, config.page_size, config.key_dim, tables_.data()};
+    return {pages_->keys(), config.pages, config.page_size, config.key_dim, tables_.data()};
   }
   detail::PagedRows<Element> value_rows(Index) const {
     const PagePoolConfig& config = pages_->config();
-    return {pages_->values(), config.kv_heads, config.page_size, config.value_dim, tables_.data()};
+    return {pages_->values(), config.pages, config.page_size, config.value_dim, tables_.data()};
   }
 
  private:
