@@ -154,6 +154,29 @@ TEST(Cache, RingsOfSeveralLengthsAndMoreTokensThanSlots) {
   }
 }
 
+/// A predicate is asked for positions, and so are ranges apart, of which a sequence has but a part.
+TEST(Cache, MasksOverARingGoByPosition) {
+  const Sizes sizes;
+  const Sequence s(sizes, 70);
+  KeyValueCache<float> cache(sizes.config(0, 25, 4));
+  const std::vector<Index> lengths{70, 33};
+  for (Index b = 0; b < 2; ++b) append(cache, b, s, 0, lengths[static_cast<std::size_t>(b)]);
+  const std::function<bool(Index, Index, Index, Index)> third =
+      [](Index, Index h, Index i, Index j) { return (h + i + j) % 3 == 0; };
+  const auto kept = [](Index keys, Index j) { return j < 4 || j >= keys - 25; };
+  for (const Index n : {1, 16}) {
+    expect_sequences(
+        cache, sizes, s, lengths, n, scaled_dot_product(), mask_if(third), scaled_dot(),
+        [&](Index keys, Index h, Index i, Index j) { return third(0, h, i, j) && kept(keys, j); });
+    expect_sequences(cache, sizes, s, lengths, n, scaled_dot_product(),
+                     prefix(11) || sliding_window(5, 0), scaled_dot(),
+                     [&](Index keys, Index, Index i, Index j) {
+                       const bool near_by = causally(keys, n, i, j) && j >= keys - n + i - 5;
+                       return (j < 11 || near_by) && kept(keys, j);
+                     });
+  }
+}
+
 TEST(Cache, TokensAreTakenBack) {
   const Sizes sizes;
   const Sequence draft(sizes, 40, 21), s(sizes, 40);

@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+
 #include "allocation_support.hpp"
 #include "cache_support.hpp"
 
@@ -71,6 +75,19 @@ TEST(PagedCache, AnySplitAndLengthGivesTheWholeSequence) {
     EXPECT_EQ(cache.length(0), 150);
     EXPECT_EQ(cache.length(1), 0 + 2 + 8 + 15 + 49);
   }
+}
+
+TEST(PagedCache, OneSequenceLiesEvenlyAndOthersDoNot) {
+  const Sizes sizes{.batch = 3};
+  const Sequence s(sizes, 60);
+  PagePool<float> pool(pool_of(sizes, 30, 8));
+  PagedKeyValueCache<float> cache(pool, 3);
+  append(cache, 0, s, 0, 60);
+  for (Index at = 0; at < 60; at += 10) {
+    append(cache, 1, s, at, at + 10);
+    append(cache, 2, s, at, at + 10);
+  }
+  for (const Index n : {1, 16, 60}) expect_causal(cache, sizes, s, {60, 60, 60}, n);
 }
 
 TEST(PagedCache, ForksShareUntilOneWrites) {

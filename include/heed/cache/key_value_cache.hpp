@@ -251,7 +251,8 @@ class KeyValueCache {
     lost = std::max(lost, first_kept);
   }
 
-  /// body(rows of a in memory, of b) for every head, of keys and of values.
+  /// body(memory of a, of b, numbers) for every head, of keys and of values: so many tokens that no
+  /// more slots are in use.
   template <class Body>
   void for_each_head(Index a, Index b, Index tokens, const Body& body) {
     const Index used = std::min(tokens, slots_.count);
@@ -266,19 +267,14 @@ class KeyValueCache {
     walk(values_.data(), config_.value_dim);
   }
   void copy(Index from, Index to) {
-    for_each_head(from, to, slots_used(from),
+    for_each_head(from, to, states_[at(from)].length,
                   [](const Element* a, Element* b, Index size) { std::copy_n(a, size, b); });
     states_[at(to)] = states_[at(from)];
   }
   void exchange(Index a, Index b) {
-    for_each_head(a, b, std::max(slots_used(a), slots_used(b)),
+    for_each_head(a, b, std::max(states_[at(a)].length, states_[at(b)].length),
                   [](Element* x, Element* y, Index size) { std::swap_ranges(x, x + size, y); });
     std::swap(states_[at(a)], states_[at(b)]);
-  }
-  /// Once a ring has gone round, all slots are in use, whatever has been taken back.
-  Index slots_used(Index b) const {
-    const auto& [length, lost] = states_[at(b)];
-    return lost > slots_.sinks ? slots_.count : length;
   }
 
   detail::CacheRows<Element> rows(const Element* data, Index dim, Index keys) const {
