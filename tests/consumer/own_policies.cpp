@@ -132,7 +132,8 @@ static heed::Matrix<Real> by_loops(const heed::Matrix<Real>& q, const heed::Matr
     for (Index j = 0; j < k.rows(); ++j) {
       if (!allowed(i, j)) continue;
       double score = -cost * std::log(1 + std::abs(static_cast<double>(j - i)));
-      for (Index c = 0; c < q.cols(); ++c) score -= rates[c] * std::abs(q(i, c) - k(j, c));
+      for (Index c = 0; c < q.cols(); ++c)
+        score -= rates[static_cast<std::size_t>(c)] * std::abs(q(i, c) - k(j, c));
       sum += std::exp(score);
       out.row(i) += std::exp(score) * v.row(j);
     }
