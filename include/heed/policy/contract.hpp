@@ -315,6 +315,12 @@ EIGEN_ALWAYS_INLINE T finish_slope(const S& score, const T& sum) {
 template <class M>
 inline constexpr bool on_lanes = modifier_traits<M>.vectorised;
 
+/// -infinity where the score is, else what it is changed to.
+template <class Number, class T>
+EIGEN_ALWAYS_INLINE T without_weight(const T& score, const T& changed) {
+  return heed::select(score == T(Number(-std::numeric_limits<double>::infinity())), score, changed);
+}
+
 /// The score, a number, a vector or a dual number, as a modifier changes it. `query` is an Index or
 /// a vector of whole numbers.
 template <class Number, class M, class T, class I>
@@ -334,8 +340,14 @@ EIGEN_ALWAYS_INLINE T modified(const M& modifier, const T& score, Index b, Index
   if constexpr (modifier_traits<M>.effect == Effect::shifts) {
     return changed();
   } else {
-    const T nothing(Number(-std::numeric_limits<double>::infinity()));
-    return heed::select(score == nothing, score, changed());
+    T result = changed();
+    // The derivative of a score without weight is never looked at.
+    if constexpr (is_dual<T>) {
+      result.value = without_weight<Number>(score.value, result.value);
+    } else {
+      result = without_weight<Number>(score, result);
+    }
+    return result;
   }
 }
 
