@@ -103,6 +103,17 @@ TEST(Extremes, LogitsAndValuesNearTheLargestNumber) {
   EXPECT_NEAR(attention(q, k, v, dot_product())(4, 4), huge, 1e-5F * huge);
 }
 
+TEST(Extremes, GradientsOfLogitsNearTheLargestNumber) {
+  // All scores are 3e38, and so is the log of the sum of their powers, as log(40) is far below its
+  // last digit: the weights that come from it are 1, and each value takes all of dO.
+  const Matrix<float> q = Matrix<float>::Ones(33, 1), k = Matrix<float>::Constant(40, 1, huge);
+  const Matrix<float> v = Matrix<float>::Random(40, 16), ones = Matrix<float>::Ones(33, 16);
+  const auto pass = attention_forward(q, k, v, dot_product());
+  EXPECT_EQ(pass.log_sum_exp(32), huge);
+  const auto gradients = attention_backward(q, k, v, pass, ones, dot_product());
+  EXPECT_TRUE((gradients.value.array() == 33).all());
+}
+
 TEST(Extremes, APanelKeepsTheBitsOfItsFiniteQueries) {
   Matrix<float> q = Matrix<float>::Random(33, 16), k = Matrix<float>::Random(40, 16);
   const Matrix<float> v = Matrix<float>::Random(40, 16);

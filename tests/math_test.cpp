@@ -40,6 +40,7 @@ using Scalars = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(MathOn, Scalars, );
 
 const auto exp2_of = [](auto x) { return exp2_nonpositive(x); };
+const auto exp_nonpositive_of = [](auto x) { return exp_nonpositive(x); };
 const auto exp_of = [](auto x) { return exp(x); };
 const auto tanh_of = [](auto x) { return tanh(x); };
 
@@ -68,6 +69,46 @@ TYPED_TEST(MathOn, Exp2AtTheEdges) {
   EXPECT_EQ(f(std::numeric_limits<TypeParam>::lowest()), 0);
   EXPECT_EQ(f(std::numeric_limits<TypeParam>::min_exponent - 60), 0);
   EXPECT_TRUE(std::isnan(f(std::numeric_limits<TypeParam>::quiet_NaN())));
+}
+
+TYPED_TEST(MathOn, ExpOfWhatIsNotPositive) {
+  const auto exact = [](long double x) { return std::exp(x); };
+  const double lowest = std::numeric_limits<TypeParam>::min_exponent * std::log(2.);
+  // Without a fused multiply-add x log2(e) is rounded, as log2(e) is: by half a unit of its size.
+  const auto ulps = [](double reach) {
+    return detail::fused_multiply_add ? 1.2 : exp2_ulps + .75 * reach;
+  };
+  EXPECT_LE(TestFixture::worst_ulps(exp_nonpositive_of, exact, -1, 0), ulps(1));
+  EXPECT_LE(TestFixture::worst_ulps(exp_nonpositive_of, exact, -20, 0), ulps(20));
+  EXPECT_LE(TestFixture::worst_ulps(exp_nonpositive_of, exact, lowest + 1, 0), ulps(-lowest));
+  const auto infinite = std::numeric_limits<TypeParam>::infinity();
+  const auto f = [](TypeParam x) { return TestFixture::one(exp_nonpositive_of, x); };
+  EXPECT_EQ(f(0), 1);
+  EXPECT_EQ(f(-infinite), 0);
+  EXPECT_EQ(f(std::numeric_limits<TypeParam>::lowest()), 0);
+  EXPECT_EQ(f(static_cast<TypeParam>(lowest - 2)), 0);
+  EXPECT_TRUE(std::isnan(f(std::numeric_limits<TypeParam>::quiet_NaN())));
+}
+
+TYPED_TEST(MathOn, ExponentAndMantissa) {
+  using Vector = typename TestFixture::L;
+  const auto parts = [](TypeParam x) {
+    const detail::Exponent<TypeParam> split((Vector(x)));
+    return std::pair(TestFixture::one([&](Vector) { return split.exponent; }, x),
+                     TestFixture::one([&](Vector) { return split.mantissa; }, x));
+  };
+  // 6 = 2^3 * 3/4, 5 = 2^2 * 5/4, 3/8 = 2^-1 * 3/4: nearest to 1 by a factor.
+  const std::pair<TypeParam, TypeParam> six(3, .75), five(2, 1.25), small(-1, .75), one(0, 1);
+  EXPECT_EQ(parts(6), six);
+  EXPECT_EQ(parts(5), five);
+  EXPECT_EQ(parts(TypeParam(.375)), small);
+  EXPECT_EQ(parts(1), one);
+  for (TypeParam x = std::numeric_limits<TypeParam>::min();
+       x < std::numeric_limits<TypeParam>::max() / 3; x *= TypeParam(2.7)) {
+    const auto [exponent, mantissa] = parts(x);
+    EXPECT_EQ(std::ldexp(mantissa, static_cast<int>(exponent)), x);
+    EXPECT_TRUE(mantissa > TypeParam(.7071) && mantissa < TypeParam(1.4143)) << x;
+  }
 }
 
 TYPED_TEST(MathOn, Exp) {

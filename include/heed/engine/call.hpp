@@ -20,6 +20,7 @@ struct BoundCall {
   using Keys = Keys_;
   using Values = Values_;
   using Score = Score_;
+  using Definition = Definition_;
   using Mask = Mask_;
   using Output = Output_;
 

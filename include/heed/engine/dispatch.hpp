@@ -127,6 +127,7 @@ void for_each_parameters(const Bound& bound, const Check& check) {
 template <class Q, class K, class V>
 struct TensorCall {
   using Number = Accumulator<ScalarOf<Q>>;
+  using FusedUnit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
   static constexpr std::size_t rank = rank_of<Q>;
   View<const ScalarOf<Q>, 4> query;
   TensorRows<ScalarOf<K>> keys;
@@ -176,8 +177,7 @@ struct TensorCall {
   /// checked.
   template <class S, class M, class Make>
   void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
-    using Unit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
-    bind<Unit>(score, mask, options, make, [&](const auto& call) {
+    bind<FusedUnit>(score, mask, options, make, [&](const auto& call) {
       check_no_parameter(call.score, call.output.output, "the output");
       if (problem.batch * problem.heads * problem.queries == 0) return;
       run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
@@ -209,7 +209,7 @@ struct TensorCall {
   template <class Pass, class S, class M, class Make>
   void run_backward(const Pass& pass, const S& score, const M& mask,
                     const AttentionOptions& options, const Make& make) const {
-    bind<NaturalUnit>(score, mask, options, make, [&](const auto& call) {
+    bind<FusedUnit>(score, mask, options, make, [&](const auto& call) {
       const auto others = [&](const auto& check) {
         for_each_input(check);
         check(pass.output, "pass.output");
@@ -218,12 +218,12 @@ struct TensorCall {
         check(call.output.key, "gradients.key");
         check(call.output.value, "gradients.value");
       };
-      check_trained(problem.function, call.score.similarity, others);
+      check_trained(problem.function, call.definition.similarity, others);
       std::apply(
           [&](const auto&... modifier) {
             (check_trained(problem.function, modifier, others), ...);
           },
-          call.score.modifiers);
+          call.definition.modifiers);
       run_first_that_suits<Backward, ReferenceBackward>(call, options.pool);
       add_sink_gradients(call);
     });

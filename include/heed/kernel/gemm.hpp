@@ -68,7 +68,7 @@ class MatrixProduct {
         });
         for (Index i = 0; i < m_; i += rows_) {
           const Index rows = std::min(rows_, m_ - i);
-          const Slab<const A> block{&a(i, d), a.row_stride, a.column_stride};
+          const Slab<const A> block{a.at(i, d), a.row_stride, a.column_stride};
           if (in_place(a)) {
             const auto left = rows_of(block, 0, rows, depth, true, copies);
             for_each_panel(split, [&]<int Vectors>(Index first) {
@@ -148,14 +148,14 @@ class MatrixProduct {
         for (Index d = 0; d < depth; ++d) {
 #pragma GCC unroll 16
           for (int v = 0; v < Vectors; ++v) {
-            L::load(&b(first_row + d, first_column + v * L::size))
+            L::load(b.at(first_row + d, first_column + v * L::size))
                 .store(panel + d * width + v * L::size);
           }
         }
         return;
       }
     }
-    const Slab<const B> turned{&b(first_row, first_column), b.column_stride, b.row_stride};
+    const Slab<const B> turned{b.at(first_row, first_column), b.column_stride, b.row_stride};
     pack_lanes(turned, 0, std::min(columns, width), depth, width, panel);
   }
 
@@ -171,7 +171,7 @@ class MatrixProduct {
 #pragma GCC unroll 16
           for (int r = 0; r < Rows; ++r) {
             if (std::is_same_v<C, Accumulator> && c.column_stride == 1 && columns >= width) {
-              auto* to = reinterpret_cast<Accumulator*>(&c(i + row + r, j));
+              auto* to = reinterpret_cast<Accumulator*>(c.at(i + row + r, j));
 #pragma GCC unroll 16
               for (int v = 0; v < Vectors; ++v) {
                 const L sum = tile.sum[r][v];

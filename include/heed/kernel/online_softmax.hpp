@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 
 #include "heed/core/unit.hpp"
@@ -9,6 +10,21 @@
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {
+
+/// What turns differences of scores, which are at most 0, into weights.
+template <class Unit, class Scalar, std::size_t N>
+EIGEN_ALWAYS_INLINE void weigh(Lanes<Scalar> (&x)[N]) {
+  if constexpr (Unit::binary == 1) {
+    exp2_nonpositive(x);
+  } else {
+    static_assert(Unit::binary == log2_e);
+    exp_nonpositive(x);
+  }
+}
+
+/// What a score is multiplied by to be in natural units.
+template <class Unit>
+inline constexpr double natural_unit = Unit::binary == 1 ? ln_2 : 1;
 
 /// Softmax over keys that arrive tile by tile, for Vectors * L::size queries side by side (Milakov
 /// and Gimelshein, "Online normalizer calculation for softmax", 2018). After each tile
@@ -38,7 +54,7 @@ struct OnlineSoftmax {
   /// Takes in count keys, whose largest scores are tile_max, and turns the scores into
   /// e^(score - largest). Scores of -infinity give exactly 0.
   void absorb(Scalar* scores, Index count, const Scalar* tile_max) {
-    L shift[length(Vectors)], faded[length(Vectors)], total[length(Vectors)];
+    L shift[length(Vectors)], fade[length(Vectors)], total[length(Vectors)];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       const Index at = v * L::size;
@@ -46,12 +62,13 @@ struct OnlineSoftmax {
       const L after = max(before, L::load(tile_max + at));
       // -inf - (-inf) is NaN, so a query that has seen no key subtracts 0.
       shift[v] = select(after == L(-infinity), L(0), after);
-      const L fade = exp2_nonpositive((before - shift[v]) * L(binary));
+      fade[v] = before - shift[v];
       after.store(largest + at);
-      fade.store(correction + at);
-      faded[v] = fade * L::load(sum + at);
       total[v] = L(0);
     }
+    weigh<Unit>(fade);
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) fade[v].store(correction + v * L::size);
     constexpr Index run = 16;
     for (Index first = 0; first < count; first += run) {
       L part[length(Vectors)];
@@ -66,9 +83,8 @@ struct OnlineSoftmax {
 #pragma GCC unroll 16
             for (int i = 0; i < Keys * Vectors; ++i) {
               weight[i] = L::load(at + i * L::size) - shift[i % Vectors];
-              if constexpr (binary != 1) weight[i] *= L(binary);
             }
-            exp2_nonpositive(weight);
+            weigh<Unit>(weight);
 #pragma GCC unroll 16
             for (int i = 0; i < Keys * Vectors; ++i) {
               weight[i].store(at + i * L::size);
@@ -80,7 +96,10 @@ struct OnlineSoftmax {
       for (int v = 0; v < Vectors; ++v) total[v] += part[v];
     }
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) (faded[v] + total[v]).store(sum + v * L::size);
+    for (int v = 0; v < Vectors; ++v) {
+      const Index at = v * L::size;
+      fma(L::load(correction + at), L::load(sum + at), total[v]).store(sum + at);
+    }
   }
 
   /// Takes in one score more, the same for the lanes of a vector. Returns what was accumulated has
@@ -90,11 +109,11 @@ struct OnlineSoftmax {
     const L before = L::load(largest + at);
     const L after = max(before, L(score));
     const L shift = select(after == L(-infinity), L(0), after);
-    const L fade = exp2_nonpositive((before - shift) * L(binary));
-    const L weight = exp2_nonpositive((L(score) - shift) * L(binary));
+    L factors[2] = {before - shift, L(score) - shift};
+    weigh<Unit>(factors);
     after.store(largest + at);
-    fma(fade, L::load(sum + at), weight).store(sum + at);
-    return fade;
+    fma(factors[0], L::load(sum + at), factors[1]).store(sum + at);
+    return factors[0];
   }
 
   /// What turns accumulated values into the output: scale / sum, and 0 for a query without keys.
@@ -106,12 +125,12 @@ struct OnlineSoftmax {
   /// log of the sum over keys of e^score; -infinity for a query without keys.
   L log_sum_exp(int v) const {
     const L total = L::load(sum + v * L::size);
-    const L natural = fma(L::load(largest + v * L::size), L(ln_2 * binary), log(total));
-    return select(total == L(0), L(-infinity), natural);
+    // The logarithm of the total's mantissa, then the parts in order of size: rounded once at the
+    // size of the result.
+    const Exponent<Scalar> split(total);
+    const L small = fma(L::load(largest + v * L::size), L(natural_unit<Unit>), log(split.mantissa));
+    return select(total == L(0), L(-infinity), fma(split.exponent, L(ln_2), small));
   }
-
- private:
-  static constexpr double binary = Unit::binary;
 };
 
 /// What one query has summed up over some keys: the largest score, the sum of e^(score - largest),
@@ -144,10 +163,10 @@ struct QuerySums {
     const Scalar fade = raise(largest_lane(most));
     L total(0);
     for (Index v = 0; v < vectors; ++v) {
-      const L weight =
-          exp2_nonpositive((L::load(scores + v * L::size) - L(shift())) * L(Unit::binary));
-      weight.store(scores + v * L::size);
-      total += weight;
+      L weight[1] = {L::load(scores + v * L::size) - L(shift())};
+      weigh<Unit>(weight);
+      weight[0].store(scores + v * L::size);
+      total += weight[0];
     }
     *sum = *sum * fade + sum_of_lanes(total);
     return fade;
@@ -156,7 +175,7 @@ struct QuerySums {
   /// Takes in one score more. Returns what was accumulated has to be multiplied by.
   Scalar absorb_score(Scalar score) const {
     const Scalar fade = raise(score);
-    *sum = *sum * fade + std::exp2((score - shift()) * static_cast<Scalar>(Unit::binary));
+    *sum = *sum * fade + weight(score - shift());
     return fade;
   }
 
@@ -169,10 +188,15 @@ struct QuerySums {
 
   Scalar log_sum_exp() const {
     if (*sum == 0) return -infinity;
-    return *largest * static_cast<Scalar>(ln_2 * Unit::binary) + std::log(*sum);
+    const double natural = static_cast<double>(*largest) * natural_unit<Unit>;
+    return static_cast<Scalar>(natural + std::log(static_cast<double>(*sum)));
   }
 
  private:
+  static Scalar weight(Scalar difference) {
+    return Unit::binary == 1 ? std::exp2(difference) : std::exp(difference);
+  }
+
   /// -inf - (-inf) is NaN, so a query that has seen no key subtracts 0.
   Scalar shift() const { return *largest == -infinity ? 0 : *largest; }
 
@@ -181,7 +205,7 @@ struct QuerySums {
   Scalar raise(Scalar score) const {
     const Scalar before = *largest;
     *largest = std::max(before, score);
-    return std::exp2((before - shift()) * static_cast<Scalar>(Unit::binary));
+    return weight(before - shift());
   }
 };
 

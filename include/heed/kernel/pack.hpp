@@ -47,12 +47,12 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
     Index column = 0;
     if (x.row_stride == 1 && lane + n <= count) {
       for (; column < columns; ++column) {
-        const auto neighbours = load_widened<Accumulator>(&x(first + lane, column));
+        const auto neighbours = load_widened<Accumulator>(x.at(first + lane, column));
         (neighbours * factor).store(panel + column * lanes + lane);
       }
     } else if (x.column_stride == 1 && lane + n <= count) {
       for (; column + n <= columns; column += n) {
-        const Scalar* from = &x(first + lane, column);
+        const Scalar* from = x.at(first + lane, column);
         Accumulator* to = panel + column * lanes + lane;
         if constexpr (std::is_same_v<Scalar, Accumulator>) {
           transpose_square(from, x.row_stride, to, lanes, factor);
@@ -89,7 +89,7 @@ Lanes<Accumulator> unpack_lanes(const Accumulator* panel, const Accumulator* fac
     Index column = 0;
     for (; x.column_stride == 1 && column + n <= columns; column += n) {
       const Accumulator* from = panel + column * lanes + lane;
-      Scalar* to = &x(first + lane, column);
+      Scalar* to = x.at(first + lane, column);
       const auto scale = L::load(factor + lane);
 #pragma GCC unroll 16
       for (Index c = 0; c < n; ++c) look(from + c * lanes, zero[c % 4]);
@@ -125,7 +125,7 @@ void pack_features(const Slab<const Scalar>& x, Index first, Index count, Index 
   const PanelsOf panels(columns);
   const Index whole = x.column_stride == 1 ? columns / L::size * L::size : 0;
   for (Index row = 0; row < count; ++row) {
-    const Scalar* from = &x(first + row, 0);
+    const Scalar* from = x.at(first + row, 0);
     for (Index p = 0; p < panels.count; ++p) {
       const auto panel = panels[p];
       const Index width = panel.vectors * L::size;
@@ -155,7 +155,7 @@ void unpack_features(const Accumulator* from, Index parts, Index distance, Index
   const PanelsOf panels(columns);
   const Index whole = x.column_stride == 1 ? columns / L::size * L::size : 0;
   for (Index row = 0; row < count; ++row) {
-    Scalar* to = &x(first + row, 0);
+    Scalar* to = x.at(first + row, 0);
     for (Index p = 0; p < panels.count; ++p) {
       const auto panel = panels[p];
       const Index width = panel.vectors * L::size;

@@ -31,9 +31,12 @@ struct Slab {
   Scalar* data;
   Index row_stride, column_stride;
 
-  Scalar& operator()(Index row, Index column) const {
-    return data[row * row_stride + column * column_stride];
+  /// Where a number is. Of an empty tensor, whose data is null, there is no number to refer to, but
+  /// its row 0 is somewhere.
+  Scalar* at(Index row, Index column) const {
+    return data + (row * row_stride + column * column_stride);
   }
+  Scalar& operator()(Index row, Index column) const { return *at(row, column); }
 };
 
 template <class Scalar>
@@ -56,11 +59,11 @@ template <class Accumulator, class Scalar>
 Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count, Index width,
                           bool in_place, Accumulator* buffer) {
   if constexpr (std::is_same_v<Scalar, Accumulator>) {
-    if (in_place) return {&x(first, 0), x.row_stride};
+    if (in_place) return {x.at(first, 0), x.row_stride};
   }
   using L = Lanes<Accumulator>;
   for (Index row = 0; row < count; ++row) {
-    const Scalar* from = &x(first + row, 0);
+    const Scalar* from = x.at(first + row, 0);
     Accumulator* to = buffer + row * width;
     Index c = 0;
     if (x.column_stride == 1) {
@@ -100,8 +103,8 @@ Accumulator row_dot(const Slab<const A>& a, const Slab<const B>& b, Index row, I
   if (a.column_stride == 1 && b.column_stride == 1) {
     L sums(0);
     for (; c + L::size <= width; c += L::size) {
-      sums =
-          fma(load_widened<Accumulator>(&a(row, c)), load_widened<Accumulator>(&b(row, c)), sums);
+      sums = fma(load_widened<Accumulator>(a.at(row, c)), load_widened<Accumulator>(b.at(row, c)),
+                 sums);
     }
     sum = sum_of_lanes(sums);
   }

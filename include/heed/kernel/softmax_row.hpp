@@ -74,40 +74,59 @@ void softmax_row(const From* from, Accumulator* row, To* to, Index count) {
   const L shift(largest > -infinity ? largest : 0);
 
   L sums[vectors] = {0, 0, 0, 0};
-  const auto exponentials = [&](const auto& binary) __attribute__((always_inline)) {
+  const auto exponentials = [&](const auto& parts) __attribute__((always_inline)) {
+    const auto of_one = [&](L one) __attribute__((always_inline)) {
+      L x[1] = {one};
+      exp2_of_parts(x, parts);
+      return x[0];
+    };
     Index at = 0;
-    for (; at + stride <= count; at += stride) {
-      L x[vectors];
+    while (at + stride <= count) {
+      // 64 at a time, as a chain of additions has an error that grows with its length.
+      L part[vectors] = {0, 0, 0, 0};
+      for (const Index end = at + 64 * stride; at < end && at + stride <= count; at += stride) {
+        L x[vectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) {
-        x[v] = binary(load_widened<Accumulator>(from + at + v * L::size));
-      }
-      exp2_nonpositive(x);
+        for (int v = 0; v < vectors; ++v) {
+          x[v] = load_widened<Accumulator>(from + at + v * L::size);
+        }
+        exp2_of_parts(x, parts);
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) {
-        x[v].store(row + at + v * L::size);
-        sums[v] += x[v];
+        for (int v = 0; v < vectors; ++v) {
+          x[v].store(row + at + v * L::size);
+          part[v] += x[v];
+        }
       }
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) sums[v] += part[v];
     }
     for (; at < whole; at += L::size) {
-      const L x = exp2_nonpositive(binary(load_widened<Accumulator>(from + at)));
+      const L x = of_one(load_widened<Accumulator>(from + at));
       x.store(row + at);
       sums[1] += x;
     }
     if (edge) {
-      tail = exp2_nonpositive(binary(tail));
+      tail = of_one(tail);
       sums[2] += tail;
     }
   };
-  // x log2(e) - shift log2(e) in one step: what the rounding of the second product does to all
-  // alike their sum takes back. Where the shift is so large that this would be more than a factor
-  // of 1 + 2^-13, the difference comes first, which is exact where it matters.
-  if (std::abs(largest) <= 1024) {
-    const L offset = shift * L(-log2_e);
-    exponentials([offset](L x)
-                     __attribute__((always_inline)) { return fma(x, L(log2_e), offset); });
+  // The largest score in binary digits, rounded to a whole number, takes the place of the largest
+  // score: no difference is rounded, and the sum takes the factor of up to sqrt(2) back. Without a
+  // fused multiply-add, or where the whole number would not be exact, the difference comes first.
+  using Parts = Split<Accumulator>;
+  constexpr auto digits = static_cast<Accumulator>(log2_e);
+  if (fused_multiply_add && std::abs(largest) <= 1024) {
+    const Accumulator whole_shift = (largest * digits + Parts::magic) - Parts::magic;
+    const L anchor(Parts::magic - whole_shift);
+    const L lowest((whole_shift - Parts::bias) * static_cast<Accumulator>(ln_2));
+    exponentials([=](L x) __attribute__((always_inline)) {
+      return Parts::of_product(max(x, lowest), L(digits), anchor);
+    });
   } else {
-    exponentials([shift](L x) __attribute__((always_inline)) { return (x - shift) * L(log2_e); });
+    const L lowest(-Parts::bias * ln_2);
+    exponentials([=](L x) __attribute__((always_inline)) {
+      return Parts::of_natural(max(x - shift, lowest));
+    });
   }
   const Accumulator sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
   const L factor(sum == 0 ? 0 : 1 / sum);

@@ -232,13 +232,17 @@ struct LaneMask {
 template <class T>
 concept Laned = std::same_as<T, float> || std::same_as<T, double>;
 
+/// Whether fma is one instruction, and rounds once.
+#if defined(__SSE2__) && !defined(__FMA__)
+inline constexpr bool fused_multiply_add = false;
+#else
+inline constexpr bool fused_multiply_add = true;
+#endif
+
 /// How many vectors of results a register tile may hold beside its operands: with 16 registers 12
 /// accumulators, 3 shared vectors and one broadcast; with 32 registers 24 accumulators. Without a
 /// fused multiply-add a product takes a register of its own, and 9 are left.
-#if defined(__SSE2__) && !defined(__FMA__)
-inline constexpr int accumulator_registers = 9;
-#else
-inline constexpr int accumulator_registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 ? 24 : 12;
-#endif
+inline constexpr int accumulator_registers =
+    !fused_multiply_add ? 9 : (EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 ? 24 : 12);
 
 }  // namespace heed::detail

@@ -40,8 +40,12 @@ template <class Call>
 struct QueryBlock {
   using Number = typename Call::Number;
   using L = Lanes<Number>;
-  using Similarity = typename Call::Score::Similarity;
+  using Similarity = typename Call::Definition::Similarity;
   static constexpr bool product = is_product<Similarity>;
+  /// Scores are taken as the forward pass takes them, where that is a product: the rounding errors
+  /// that are in the log-sum-exp are then those in the scores, and cancel.
+  using Unit = std::conditional_t<is_product<Similarity> && !transforms<Similarity>,
+                                  typename Call::Score::Unit, NaturalUnit>;
   static constexpr bool has_matrix = transforms<Similarity>;
   static constexpr bool tanh = SumOfTanh<Similarity>;
   using KeySimilarity =
@@ -64,7 +68,7 @@ struct QueryBlock {
   QueryBlock(const Call& of, Index tile_keys)
       : call(of),
         p(of.problem),
-        key_similarity(similarity_of(of.score.similarity)),
+        key_similarity(similarity_of(of)),
         key_scorers(scorers<KeyScorer>(key_similarity, p.key_dim, tile_keys)),
         value_scorers(scorers<ValueScorer>(value_similarity, p.value_dim, tile_keys)) {}
   QueryBlock(const QueryBlock&) = delete;  // scorers refer to its similarities
@@ -93,7 +97,7 @@ struct QueryBlock {
     if constexpr (has_matrix) {
       for (Index r = 0; r < p.query_dim; ++r) {
         for (Index c = 0; c < p.key_dim; ++c) {
-          const auto x = static_cast<Number>(call.score.similarity.transform(r, c));
+          const auto x = static_cast<Number>(call.definition.similarity.transform(r, c));
           matrix[r * p.key_dim + c] = matrix_transposed[c * p.query_dim + r] = x;
         }
       }
@@ -250,7 +254,8 @@ struct QueryBlock {
   bool idle[length(most_panels)];                 // whether a lane of the panel is
   bool dead = false;                              // whether a query is
   bool exp_in_range = false;                      // whether query_exp can be used
-  alignas(64) Number log_sum_exp[length(lanes)];  // infinity where a lane is idle
+  alignas(64) Number log_sum_exp[length(lanes)];  // infinity where a lane is idle; in `Unit`,
+  alignas(64) Number rest[length(lanes)];         // rounded, and the rest of it
   alignas(64) Number delta[length(lanes)];
   alignas(64) Number alive[length(lanes)];  // 1, or 0 for queries without keys and no queries
 
@@ -259,13 +264,15 @@ struct QueryBlock {
   Number* older_d_query = nullptr;
 
  private:
-  Number factor_of_query() const { return query_factor<Number>(call.score.similarity); }
+  Number factor_of_query() const { return query_factor<Number>(call.definition.similarity); }
 
-  static KeySimilarity similarity_of(const Similarity& similarity) {
-    if constexpr (product) {
-      return {has_matrix ? Number(1) : query_factor<Number>(similarity)};
+  static KeySimilarity similarity_of(const Call& call) {
+    if constexpr (has_matrix) {
+      return {Number(1)};
+    } else if constexpr (product) {
+      return {query_factor<Number>(call.score.similarity)};
     } else {
-      return {similarity};
+      return {call.definition.similarity};
     }
   }
 
@@ -292,7 +299,13 @@ struct QueryBlock {
       const bool lives = lse != -infinity;
       idle[n] = idle[n] || !lives;
       dead = dead || (there && !lives);
-      log_sum_exp[lane] = lives ? lse : infinity;
+      log_sum_exp[lane] = infinity;
+      rest[lane] = 0;
+      if (lives) {
+        const double exact = static_cast<double>(lse) * Unit::factor;
+        log_sum_exp[lane] = static_cast<Number>(exact);
+        rest[lane] = static_cast<Number>(exact - static_cast<double>(log_sum_exp[lane]));
+      }
       delta[lane] =
           lives ? row_dot<Number>(grad_output, output, first + lane, p.value_dim) : Number(0);
       alive[lane] = lives;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstddef>
+#include <limits>
 #include <utility>
 
 #include "heed/core/parallel.hpp"
@@ -44,7 +46,7 @@ class Backward {
   using L = Lanes<Number>;
   using Block = QueryBlock<Call>;
   using Tile = TileGradients<Call>;
-  using Score = typename Call::Score;
+  using Score = typename Call::Definition;
   using Similarity = typename Score::Similarity;
   using KeyPanels = typename Block::KeyPanels;
   using ValuePanels = typename Block::ValuePanels;
@@ -56,12 +58,28 @@ class Backward {
 
  public:
   static constexpr bool possible = Laned<Number> && score_traits<Similarity>.vectorised;
-  static bool suits(const Call&) { return true; }
+  /// Not where a score in binary units is beyond the largest number, but is not in natural ones.
+  static bool suits(const Call& call) {
+    if constexpr (Block::Unit::binary == 1) {
+      constexpr auto most = static_cast<Number>(
+          static_cast<double>(std::numeric_limits<Number>::max()) / Block::Unit::factor);
+      const auto& lse = call.output.log_sum_exp;
+      for (Index b = 0; b < lse.shape[0]; ++b) {
+        for (Index h = 0; h < lse.shape[1]; ++h) {
+          for (Index i = 0; i < lse.shape[2]; ++i) {
+            const auto x = static_cast<Number>(lse(b, h, i));
+            if (std::abs(x) > most && x != -std::numeric_limits<Number>::infinity()) return false;
+          }
+        }
+      }
+    }
+    return true;
+  }
 
   explicit Backward(const Call& call)
       : p_(call.problem),
         call_(call),
-        parameters_(call.problem, call.score),
+        parameters_(call.problem, call.definition),
         shared_(parameters_.shared_axes()),
         key_rows_(call.keys, p_.keys),
         value_rows_(call.values, p_.keys),
@@ -166,7 +184,7 @@ class Backward {
         std::fill(parameter, parameter + b.key_width_, Number(0));
         std::fill(unused_parameter, unused_parameter + b.key_width_, Number(0));
         for (Index c = 0; c < b.p_.key_dim; ++c) {
-          parameter[c] = feature_parameter<Number>(b.call_.score.similarity, c);
+          parameter[c] = feature_parameter<Number>(b.call_.definition.similarity, c);
         }
       }
     }
@@ -292,7 +310,7 @@ class Backward {
           return add_tanh_slopes(tile, trains_features);
         }
       }
-      add_slopes(call_.score.similarity, tile);
+      add_slopes(call_.definition.similarity, tile);
     }
   }
 
@@ -370,7 +388,7 @@ class Backward {
       } else {
         if (d_score == 0) continue;
         const auto slopes =
-            term_slopes(call_.score.similarity, q, key[c], space.parameter[c], c, 1);
+            term_slopes(call_.definition.similarity, q, key[c], space.parameter[c], c, 1);
         dk += d_score * slopes.key;
         block.d_query[block.key_offset(i, c)] += d_score * slopes.query;
         if constexpr (trains_features) space.parameters[c] += d_score * slopes.parameter;

@@ -61,7 +61,7 @@ void add_sink_gradients(const Call& call) {
       }
     }
   };
-  std::apply([&](const auto&... modifier) { (add(modifier), ...); }, call.score.modifiers);
+  std::apply([&](const auto&... modifier) { (add(modifier), ...); }, call.definition.modifiers);
 }
 
 }  // namespace heed::detail

@@ -10,6 +10,7 @@
 #include "heed/engine/backward/block.hpp"
 #include "heed/engine/backward/parameters.hpp"
 #include "heed/engine/tile/modify.hpp"
+#include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/outer_product.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
@@ -41,24 +42,25 @@ struct SeenThrough {
 };
 
 /// What a panel of queries has for the way back through the softmax, lane by lane; keeps is null
-/// where nothing is dropped.
+/// where nothing is dropped. The log-sum-exp is in two parts.
 template <class Number>
 struct SoftmaxLanes {
-  const Number *log_sum_exp, *delta, *keeps;
+  const Number *log_sum_exp, *rest, *delta, *keeps;
 };
 
 /// Scores become P keep, dP becomes dS, for keys begin .. end-1 of a tile. A function of numbers
-/// alone, so that it is compiled once for all scores.
-template <class Number, int Vectors, class Seen>
+/// alone, so that it is compiled once for all scores of a unit.
+template <class Unit, class Number, int Vectors, class Seen>
 EIGEN_DONT_INLINE void softmax_back_rows(const SoftmaxLanes<Number>& lanes,
                                          const ScoreTile<Number, Vectors>& tile, Number* d_scores,
                                          Index begin, Index end, const Seen& seen,
                                          const Rows<Number>& key, Index key_dim) {
   using L = Lanes<Number>;
-  L lse[length(Vectors)], delta[length(Vectors)];
+  L lse[length(Vectors)], rest[length(Vectors)], delta[length(Vectors)];
 #pragma GCC unroll 16
   for (int v = 0; v < Vectors; ++v) {
     lse[v] = L::load(lanes.log_sum_exp + v * L::size);
+    rest[v] = L::load(lanes.rest + v * L::size);
     delta[v] = L::load(lanes.delta + v * L::size);
   }
   for_each_tile<6 / Vectors>(
@@ -73,9 +75,11 @@ EIGEN_DONT_INLINE void softmax_back_rows(const SoftmaxLanes<Number>& lanes,
     // rounded to below the score of an only key.
 #pragma GCC unroll 16
         for (int i = 0; i < Keys * Vectors; ++i) {
-          weight[i] = min((L::load(score + i * L::size) - lse[i % Vectors]) * L(log2_e), L(0));
+          weight[i] = L::load(score + i * L::size) - lse[i % Vectors];
+          if constexpr (Unit::binary == 1) weight[i] -= rest[i % Vectors];
+          weight[i] = min(weight[i], L(0));
         }
-        exp2_nonpositive(weight);
+        weigh<Unit>(weight);
 #pragma GCC unroll 16
         for (int i = 0; i < Keys * Vectors; ++i) {
           const L ds = weight[i] * (L::load(d_score + i * L::size) - delta[i % Vectors]);
@@ -93,8 +97,8 @@ template <class Call>
 class TileGradients {
   using Number = typename Call::Number;
   using L = Lanes<Number>;
-  using Similarity = typename Call::Score::Similarity;
-  using Modifiers = typename Call::Score::Modifiers;
+  using Similarity = typename Call::Definition::Similarity;
+  using Modifiers = typename Call::Definition::Modifiers;
   using Block = QueryBlock<Call>;
   static constexpr std::size_t modifiers = std::tuple_size_v<Modifiers>;
   static constexpr bool product = Block::product;
@@ -104,7 +108,8 @@ class TileGradients {
 
  public:
   TileGradients(const Call& call,
-                const ParameterGradients<Number, typename Call::Score>& parameters, Index tile_keys)
+                const ParameterGradients<Number, typename Call::Definition>& parameters,
+                Index tile_keys)
       : call_(call), parameters_(parameters), pairs_(tile_keys * Block::panel_lanes) {}
   void lay(Layout& layout) {
     sums_ = layout.take<Number>(product ? 0 : pairs_);
@@ -124,7 +129,7 @@ class TileGradients {
         [&](const auto&... modifier) {
           ((differentiate_modifier(tile, modifier, derivatives), derivatives += pairs_), ...);
         },
-        call_.score.modifiers);
+        call_.definition.modifiers);
     if (call_.dropout.active()) drop(tile, gradients.scores);
     softmax_back(block, n, tile, gradients.scores, key);
     modify_back(gradients, sums);
@@ -138,7 +143,7 @@ class TileGradients {
     for (Index at = 0; at < tile.keys * tile.lanes; at += L::size) {
       const L sum = L::load(tile.scores + at);
       sum.store(sums_ + at);
-      call_.score.similarity.finish(sum).store(tile.scores + at);
+      call_.definition.similarity.finish(sum).store(tile.scores + at);
     }
   }
 
@@ -150,9 +155,9 @@ class TileGradients {
       const L sum = L::load(sums_ + at), g = L::load(gradients.scores + at);
       const auto hidden = g == L(0);
       if constexpr (trains_shared) {
-        by_shared += select(hidden, L(0), g * call_.score.similarity.shared_slope(sum));
+        by_shared += select(hidden, L(0), g * call_.definition.similarity.shared_slope(sum));
       }
-      select(hidden, L(0), g * finish_slope(call_.score.similarity, sum))
+      select(hidden, L(0), g * finish_slope(call_.definition.similarity, sum))
           .store(gradients.scores + at);
     }
     if constexpr (trains_shared) {
@@ -165,7 +170,7 @@ class TileGradients {
     if constexpr (m > 0) {
       using Modifier = std::tuple_element_t<m - 1, Modifiers>;
       if constexpr (trained<Modifier>) {
-        std::get<m - 1>(call_.score.modifiers)
+        std::get<m - 1>(call_.definition.modifiers)
             .add_gradient(gradients.pairs(), sums + parameters_.offset(m - 1));
       }
       if constexpr (modifier_traits<Modifier>.effect != Effect::shifts) {
@@ -196,10 +201,12 @@ class TileGradients {
                     Number* d_scores, const Rows<Number>& key) const {
     const QueryPanel& panel = block.panels[n];
     const auto& mask = *block.masks[n];
-    const SoftmaxLanes<Number> lanes{block.log_sum_exp + panel.first, block.delta + panel.first,
+    const SoftmaxLanes<Number> lanes{block.log_sum_exp + panel.first, block.rest + panel.first,
+                                     block.delta + panel.first,
                                      call_.dropout.active() ? keeps_ : nullptr};
     const auto go = [&](Index begin, Index end, const auto& seen) {
-      softmax_back_rows(lanes, tile, d_scores, begin, end, seen, key, call_.problem.key_dim);
+      softmax_back_rows<typename Block::Unit>(lanes, tile, d_scores, begin, end, seen, key,
+                                              call_.problem.key_dim);
     };
     const SeenThrough<Number, std::remove_cvref_t<decltype(mask)>> visible{
         block.alive + panel.first, mask};
@@ -214,7 +221,7 @@ class TileGradients {
   }
 
   const Call& call_;
-  const ParameterGradients<Number, typename Call::Score>& parameters_;
+  const ParameterGradients<Number, typename Call::Definition>& parameters_;
   Index pairs_;  // of the largest tile
   Number *sums_ = nullptr, *derivatives_ = nullptr, *keeps_ = nullptr;
 };

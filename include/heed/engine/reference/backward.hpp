@@ -28,7 +28,7 @@ namespace heed::detail {
 template <class Call>
 class ReferenceBackward {
   using Number = typename Call::Number;
-  using Score = typename Call::Score;
+  using Score = typename Call::Definition;
   using Similarity = typename Score::Similarity;
   using Modifiers = typename Score::Modifiers;
   static constexpr ScoreTraits traits = score_traits<Similarity>;
@@ -45,7 +45,7 @@ class ReferenceBackward {
     const auto partials = [&](const auto&... modifier) {
       return std::array<Row, std::tuple_size_v<Modifiers>>{partials_of(modifier)...};
     };
-    auto sums = std::apply(partials, call_.score.modifiers);
+    auto sums = std::apply(partials, call_.definition.modifiers);
     parallel_for(shared ? nullptr : pool, problem_.batch * problem_.kv_heads,
                  [&](Index first, Index last) {
                    for (Index item = first; item < last; ++item) {
@@ -61,7 +61,8 @@ class ReferenceBackward {
       }
       ++m;
     };
-    std::apply([&](const auto&... modifier) { (finish(modifier), ...); }, call_.score.modifiers);
+    std::apply([&](const auto&... modifier) { (finish(modifier), ...); },
+               call_.definition.modifiers);
   }
 
  private:
@@ -103,7 +104,7 @@ class ReferenceBackward {
 
   void query_back(Index b, Index h, Index kv, Index i, Row& d_key, Row& d_value, Sums& sums) const {
     using std::exp;
-    const auto& similarity = call_.score.similarity;
+    const auto& similarity = call_.definition.similarity;
     const Number zero(0.0), one(1.0), infinity(std::numeric_limits<double>::infinity());
     const auto q = [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); };
     const auto lse = static_cast<Number>(call_.output.log_sum_exp(b, h, i));
@@ -192,7 +193,7 @@ class ReferenceBackward {
       return rest(s);
     } else {
       using Modifier = std::tuple_element_t<m, Modifiers>;
-      const auto& modifier = std::get<m>(call_.score.modifiers);
+      const auto& modifier = std::get<m>(call_.definition.modifiers);
       const auto next = [&](const Number& changed) {
         const Number g = through_modifiers<m + 1>(changed, b, h, i, j, sums, rest);
         if constexpr (trained<Modifier>) {
@@ -212,7 +213,7 @@ class ReferenceBackward {
 
   void through_similarity(const Number& sum, Number g, const Row& query, const auto& key,
                           Row& d_query, Number* d_key) const {
-    const auto& similarity = call_.score.similarity;
+    const auto& similarity = call_.definition.similarity;
     if constexpr (is_product<Similarity>) {
       for (Index c = 0; c < problem_.key_dim; ++c) {
         d_query[at(c)] += g * key(c);
