@@ -44,16 +44,6 @@ Slab<Scalar> slab(const View<Scalar, 4>& x, Index batch, Index head) {
   return {x.data + batch * x.strides[0] + head * x.strides[1], x.strides[2], x.strides[3]};
 }
 
-/// Whether rows are read where they lie: of the accumulator's type and without gaps. Rows that lie
-/// apart, as those of a head within a packed projection, meet in few sets of the caches (rows of
-/// 512 floats: in a sixteenth of the first level); where many panels of queries read them, a copy
-/// of the head is worth its time.
-template <class Accumulator, class Scalar>
-bool readable_in_place(const View<const Scalar, 4>& x, Index panels = 0) {
-  return std::is_same_v<Scalar, Accumulator> && (x.strides[3] == 1 || x.shape[3] <= 1) &&
-         (x.strides[2] == x.shape[3] || panels <= 16);
-}
-
 /// count rows of a slab from `first` on, width numbers each: in place, or copied to the buffer.
 template <class Accumulator, class Scalar>
 Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count, Index width,

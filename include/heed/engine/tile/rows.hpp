@@ -1,12 +1,9 @@
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
 #include "heed/core/key_source.hpp"
 #include "heed/kernel/rows.hpp"
-#include "heed/simd/convert.hpp"
-#include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 
@@ -40,24 +37,14 @@ class SourceRows {
         if (run.count == count) return {run.data, run.row_stride};
       }
     }
-    for_each_source_run(source_, batch, head, first, count,
-                        [&](Index at, const auto& run) { copy(run, buffer + at * width_); });
+    for_each_source_run(source_, batch, head, first, count, [&](Index at, const auto& run) {
+      rows_of(Slab<const Element>{run.data, run.row_stride, run.column_stride}, 0, run.count,
+              width_, false, buffer + at * width_);
+    });
     return {buffer, width_};
   }
 
  private:
-  void copy(const Run<Element>& run, Number* to) const {
-    using L = Lanes<Number>;
-    for (Index r = 0; r < run.count; ++r, to += width_) {
-      const Element* from = run.row(r);
-      Index c = 0;
-      if (run.column_stride == 1) {
-        for (; c + L::size <= width_; c += L::size) load_widened<Number>(from + c).store(to + c);
-      }
-      for (; c < width_; ++c) to[c] = static_cast<Number>(from[c * run.column_stride]);
-    }
-  }
-
   const Source& source_;
   Index width_;
   bool even_ = true, in_place_ = true;

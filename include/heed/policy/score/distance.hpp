@@ -36,10 +36,6 @@ struct DistanceSimilarity : Finish {
   }
 };
 
-/// The traits that all of them have.
-inline constexpr ScoreTraits distance_traits{
-    .vectorised = true, .features_alike = true, .derivative = Derivative::given};
-
 inline double finite_width(double width) {
   if (!std::isfinite(width)) fail("gaussian", "the width is ", width);
   return width;
@@ -233,7 +229,8 @@ struct Triangular : ScorePolicy {
 
   template <class Number>
   struct Finish {
-    static constexpr ScoreTraits traits = detail::distance_traits;
+    static constexpr ScoreTraits traits{
+        .vectorised = true, .features_alike = true, .derivative = Derivative::given};
     Number radius, scale;
     template <class T>
     EIGEN_ALWAYS_INLINE T finish(const T& squares) const {
