@@ -7,7 +7,7 @@
 namespace heed::test {
 namespace {
 
-/// Rows (query heads of a group times queries) from 1 to 24, keys around a register, a tile and a
+/// Rows (query heads of a group times queries) from 1 to 96, keys around a register, a tile and a
 /// chunk, widths below, at and beside whole registers.
 std::vector<Sizes> few_queries() {
   const std::array<std::array<Index, 2>, 6> heads = {
@@ -15,13 +15,14 @@ std::vector<Sizes> few_queries() {
   const std::array<Index, 14> keys = {1, 2, 7, 8, 9, 63, 64, 65, 200, 1023, 1024, 1025, 2050, 3000};
   const std::array<Index, 11> dims = {64, 1, 8, 16, 3, 40, 128, 9, 32, 72, 96};
   const std::array<Index, 9> widths = {64, 5, 8, 16, 33, 40, 7, 128, 24};
+  const std::array<Index, 4> queries = {1, 3, 6, 16};
   std::vector<Sizes> result;
   for (std::size_t n = 0; n < 4 * keys.size(); ++n) {
     const auto& [query_heads, key_heads] = heads[n % heads.size()];
     result.push_back({.batch = 1 + static_cast<Index>(n % 3 == 0),
                       .heads = query_heads,
                       .key_heads = key_heads,
-                      .queries = 1 + static_cast<Index>(n / keys.size()),
+                      .queries = queries[n / keys.size()],
                       .keys = keys[n % keys.size()],
                       .dim = dims[n % dims.size()],
                       .width = widths[n % widths.size()]});

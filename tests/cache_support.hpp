@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <type_traits>
@@ -64,6 +66,28 @@ void append(Cache& cache, Index b, const Sequence& s, Index first, Index last) {
                one<float>(rows(s.value, first, last), b));
 }
 
+/// Rows as a cache of Element holds them. Quantised8, after its definition: whole numbers of a
+/// 127th of the row's largest, which is rounded to float.
+template <class Element>
+Reference stored(const Reference& x) {
+  if constexpr (std::is_same_v<Element, Quantised8>) {
+    Reference result = x;
+    for (Index row = 0; row < x.size(); row += x.dimension(3)) {
+      double largest = 0;
+      for (Index c = 0; c < x.dimension(3); ++c) {
+        largest = std::max(largest, std::abs(x.data()[row + c]));
+      }
+      for (Index c = 0; c < x.dimension(3); ++c) {
+        const double whole = largest > 0 ? std::nearbyint(x.data()[row + c] / largest * 127) : 0;
+        result.data()[row + c] = whole * static_cast<double>(static_cast<float>(largest / 127));
+      }
+    }
+    return result;
+  } else {
+    return rounded<Element>(x);
+  }
+}
+
 /// What a cache of Element gives for q, entry by entry, where entry b has the first lengths[b]
 /// tokens of s; `allowed` goes by positions.
 template <class Element = float, class Cache, class Score, class Mask, class Formula>
@@ -79,8 +103,8 @@ void expect_sequences(const Cache& cache, const Sizes& sizes, const Sequence& s,
     SCOPED_TRACE(b);
     const Index length = lengths[static_cast<std::size_t>(b)];
     const Expected<Query> expected(
-        entry(q, b), rounded<Element>(entry(rows(s.key, 0, length), b)),
-        rounded<Element>(entry(rows(s.value, 0, length), b)), formula,
+        entry(q, b), stored<Element>(entry(rows(s.key, 0, length), b)),
+        stored<Element>(entry(rows(s.value, 0, length), b)), formula,
         [&](Index, Index h, Index i, Index j) { return allowed(length, h, i, j); });
     EXPECT_TRUE(near(entry(output, b), expected.output, expected.output_bound));
     EXPECT_TRUE(near(entry(lse, b), expected.log_sum_exp, expected.log_sum_exp_bound));

@@ -267,8 +267,9 @@ TEST(QuerySums, OfPartsMerge) {
     std::vector<float> rows;
     for (const float v : values) rows.insert(rows.end(), at(width), v);
     const float fade = sums.absorb(scores.data(), count);
-    add_weighted(scores.data(), Rows<float>{rows.data(), width}, count, width, fade, Ahead(),
-                 sums.output);
+    Ahead ahead;
+    add_weighted<1>(scores.data(), 0, 1, detail::Run<float>{rows.data(), width, 1, count}, count,
+                    width, &fade, ahead, sums.output, 0);
   };
   take(a, {1, 2}, {3, 5});
   take(b, {4}, {7});
@@ -289,12 +290,62 @@ TEST(FewQueries, ScoresAreDotProducts) {
   for (const Index keys : {Index(1), n - 1, n + 2}) {
     const auto key = numbers(keys * width, 4);
     std::vector<float> scores(at(2 * n));
-    score_keys(Dot(), query.data(), Rows<float>{key.data(), width}, keys, width, Ahead(),
-               scores.data());
+    const detail::Run<float> rows{key.data(), width, 1, keys};
+    Ahead ahead;
+    score_keys(Dot(), query.data(), rows, keys, width, ahead, scores.data());
+    // The same query in every lane of a block, times the number of its lane.
+    std::vector<float> panel(at(width * n)), block(at(keys * n)), largest(at(n));
+    for (Index c = 0; c < width; ++c) {
+      for (Index lane = 0; lane < n; ++lane) {
+        panel[at(c * n + lane)] = query[at(c)] * static_cast<float>(lane);
+      }
+    }
+    score_block(Dot(), panel.data(), rows, keys, width, ahead, block.data(), largest.data());
+    float most = -1e9F;
     for (Index j = 0; j < keys; ++j) {
       float sum = 0;
       for (Index c = 0; c < width; ++c) sum += query[at(c)] * key[at(j * width + c)];
       EXPECT_EQ(scores[at(j)], sum);
+      for (Index lane = 0; lane < n; ++lane) {
+        EXPECT_EQ(block[at(j * n + lane)], sum * static_cast<float>(lane));
+      }
+      most = std::max(most, sum);
+    }
+    EXPECT_EQ(largest[at(n - 1)], most * static_cast<float>(n - 1));
+  }
+}
+
+TEST(FewQueries, SumsAcrossLanes) {
+  // Lane l of vector i is i * i + l, and the sum of its lanes n i^2 + n (n - 1) / 2.
+  L x[at(n)];
+  for (Index i = 0; i < n; ++i) x[i] = L::counting(i * i);
+  std::vector<float> sums(at(n));
+  sums_across(x).store(sums.data());
+  for (Index i = 0; i < n; ++i) {
+    EXPECT_EQ(sums[at(i)], static_cast<float>(n * i * i + n * (n - 1) / 2));
+  }
+}
+
+TEST(FewQueries, WeightedSumsOfSeveral) {
+  // Values of key j are j + 1 + feature, the weight of key j for query q is 1 if q <= j: the sum
+  // over keys q .. 8 of (j + 1 + c), added to half of an output of 2.
+  const Index keys = 9;
+  for (const Index width : {n, 5 * n}) {
+    std::vector<float> values(at(keys * width)), weights(at(keys * 4)), out(at(4 * width), 2.F);
+    for (Index j = 0; j < keys; ++j) {
+      for (Index c = 0; c < width; ++c) values[at(j * width + c)] = static_cast<float>(j + 1 + c);
+      for (Index q = 0; q < 4; ++q) weights[at(j * 4 + q)] = q <= j ? 1.F : 0.F;
+    }
+    const std::array<float, 4> fade{.5F, .5F, .5F, .5F};
+    Ahead ahead;
+    add_weighted<4>(weights.data(), 1, 4, detail::Run<float>{values.data(), width, 1, keys}, keys,
+                    width, fade.data(), ahead, out.data(), width);
+    for (Index q = 0; q < 4; ++q) {
+      for (Index c = 0; c < width; ++c) {
+        float sum = 1;
+        for (Index j = q; j < keys; ++j) sum += static_cast<float>(j + 1 + c);
+        EXPECT_EQ(out[at(q * width + c)], sum);
+      }
     }
   }
 }

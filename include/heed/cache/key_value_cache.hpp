@@ -7,11 +7,11 @@
 #include <limits>
 #include <type_traits>
 #include <vector>
-#include <Eigen/Core>
 
 #include "heed/cache/attention.hpp"
 #include "heed/cache/held.hpp"
 #include "heed/cache/new_rows.hpp"
+#include "heed/cache/row_store.hpp"
 #include "heed/core/error.hpp"
 #include "heed/core/key_source.hpp"
 #include "heed/core/view.hpp"
@@ -55,22 +55,22 @@ struct CacheSlots {
 template <class Element_>
 struct CacheRows {
   using Element = Element_;
-  const Element* data;
-  Index heads, dim;
+  const RowStore<Element>& rows;
+  Index heads;
   CacheSlots slots;
   const SequenceState* states;
   Index most_even;  // a run from the first key on is no longer, so that it says of every sequence
                     // whether all of its keys lie evenly
 
-  Index width() const { return dim; }
+  Index width() const { return rows.dim(); }
   Run<Element> run(Index b, Index h, Index first, Index most) const {
     const Index position = slots.held(states[b]).position(first);
     const Index slot = slots.of(position);
     // Sinks lie evenly with what follows as long as nothing in between is gone.
     const bool gap = first < slots.sinks && slots.held(states[b]).skipped > 0;
     const Index end = gap ? slots.sinks : slots.count;
-    const Element* const row = data + ((b * heads + h) * slots.count + slot) * dim;
-    return {row, dim, 1, std::min({most, end - slot, first == 0 ? most_even : most})};
+    return rows.run((b * heads + h) * slots.count + slot,
+                    std::min({most, end - slot, first == 0 ? most_even : most}));
   }
 };
 
@@ -78,7 +78,7 @@ struct CacheRows {
 
 /// Keys and values of the tokens so far, as (batch, kv_heads, tokens, dim), for attention of the
 /// next ones. All memory is taken at once: append moves nothing and allocates nothing. Element:
-/// float, double, Eigen::half or Eigen::bfloat16; what is appended is rounded to it.
+/// float, double, Eigen::half, Eigen::bfloat16 or Quantised8; what is appended is rounded to it.
 ///
 ///   KeyValueCache<float> cache({.batch = 2, .kv_heads = 8, .key_dim = 64, .value_dim = 64,
 ///                               .capacity = 4096});
@@ -95,8 +95,8 @@ class KeyValueCache {
       : config_(config), slots_(check(config)), states_(at(config.batch)) {
     for (auto& state : states_) state.lost = slots_.sinks;
     const Index rows = config.batch * config.kv_heads * slots_.count;
-    keys_.assign(at(rows * config.key_dim), Element(0));
-    values_.assign(at(rows * config.value_dim), Element(0));
+    keys_.assign(rows, config.key_dim);
+    values_.assign(rows, config.value_dim);
   }
 
   /// k (batch, kv_heads, n, key_dim) and v (batch, kv_heads, n, value_dim): n tokens at the end of
@@ -187,12 +187,8 @@ class KeyValueCache {
     return {config_.batch, config_.kv_heads, config_.key_dim, config_.value_dim};
   }
   HeldTokens held(Index b) const { return slots_.held(states_[at(b)]); }
-  detail::CacheRows<Element> key_rows(Index keys) const {
-    return rows(keys_.data(), config_.key_dim, keys);
-  }
-  detail::CacheRows<Element> value_rows(Index keys) const {
-    return rows(values_.data(), config_.value_dim, keys);
-  }
+  detail::CacheRows<Element> key_rows(Index keys) const { return rows(keys_, keys); }
+  detail::CacheRows<Element> value_rows(Index keys) const { return rows(values_, keys); }
 
  private:
   static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
@@ -243,56 +239,53 @@ class KeyValueCache {
         const Index position = length + t;
         if (position >= slots_.sinks && position < first_kept) continue;
         const Index row = head + slots_.of(position);
-        detail::copy_row(rows.key, from_batch, h, t, keys_.data() + row * config_.key_dim);
-        detail::copy_row(rows.value, from_batch, h, t, values_.data() + row * config_.value_dim);
+        keys_.write(row, rows.key, from_batch, h, t);
+        values_.write(row, rows.value, from_batch, h, t);
       }
     }
     length = end;
     lost = std::max(lost, first_kept);
   }
 
-  /// body(memory of a, of b, numbers) for every head, of keys and of values: so many tokens that no
-  /// more slots are in use.
+  /// body(first row of a head of sequence a, of b, rows): no more slots are in use by so many
+  /// tokens.
   template <class Body>
   void for_each_head(Index a, Index b, Index tokens, const Body& body) {
-    const Index used = std::min(tokens, slots_.count);
-    const auto walk = [&](Element* data, Index dim) {
-      const Index size = slots_.count * dim;
-      for (Index h = 0; h < config_.kv_heads; ++h) {
-        body(data + (a * config_.kv_heads + h) * size, data + (b * config_.kv_heads + h) * size,
-             used * dim);
-      }
-    };
-    walk(keys_.data(), config_.key_dim);
-    walk(values_.data(), config_.value_dim);
+    for (Index h = 0; h < config_.kv_heads; ++h) {
+      body((a * config_.kv_heads + h) * slots_.count, (b * config_.kv_heads + h) * slots_.count,
+           std::min(tokens, slots_.count));
+    }
   }
   void copy(Index from, Index to) {
-    for_each_head(from, to, states_[at(from)].length,
-                  [](const Element* a, Element* b, Index size) { std::copy_n(a, size, b); });
+    for_each_head(from, to, states_[at(from)].length, [this](Index a, Index b, Index count) {
+      keys_.copy(a, b, count);
+      values_.copy(a, b, count);
+    });
     states_[at(to)] = states_[at(from)];
   }
-  void exchange(Index a, Index b) {
-    for_each_head(a, b, std::max(states_[at(a)].length, states_[at(b)].length),
-                  [](Element* x, Element* y, Index size) { std::swap_ranges(x, x + size, y); });
-    std::swap(states_[at(a)], states_[at(b)]);
+  void exchange(Index first, Index second) {
+    for_each_head(first, second, std::max(states_[at(first)].length, states_[at(second)].length),
+                  [this](Index a, Index b, Index count) {
+                    keys_.exchange(a, b, count);
+                    values_.exchange(a, b, count);
+                  });
+    std::swap(states_[at(first)], states_[at(second)]);
   }
 
-  detail::CacheRows<Element> rows(const Element* data, Index dim, Index keys) const {
+  detail::CacheRows<Element> rows(const detail::RowStore<Element>& store, Index keys) const {
     Index most_even = std::numeric_limits<Index>::max();
     for (Index b = 0; b < config_.batch; ++b) {
       // Also where a sequence has fewer keys than the longest: all so many are asked for.
       const HeldTokens tokens = held(b);
       if (tokens.skipped > 0) most_even = std::max<Index>(1, keys - 1);
     }
-    return {data, config_.kv_heads, dim, slots_, states_.data(), most_even};
+    return {store, config_.kv_heads, slots_, states_.data(), most_even};
   }
-
-  using Memory = std::vector<Element, Eigen::aligned_allocator<Element>>;
 
   CacheConfig config_;
   detail::CacheSlots slots_;
   std::vector<detail::SequenceState> states_;
-  Memory keys_, values_;
+  detail::RowStore<Element> keys_, values_;
 };
 
 }  // namespace heed

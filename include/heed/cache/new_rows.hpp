@@ -20,15 +20,6 @@ struct NewRows {
   Index tokens() const { return key.shape[2]; }
 };
 
-/// Copies one row, rounding to the cache's numbers.
-template <class Element, class From>
-void copy_row(const View<const From, 4>& from, Index b, Index h, Index t, Element* to) {
-  using Number = Accumulator<Element>;
-  for (Index c = 0; c < from.shape[3]; ++c) {
-    to[c] = static_cast<Element>(static_cast<Number>(from(b, h, t, c)));
-  }
-}
-
 /// `batch` is that of the cache, or 1 for a single sequence of it.
 template <class Key, class Value>
 NewRows<Key, Value> check_new_rows(const char* function, const View<const Key, 4>& key,

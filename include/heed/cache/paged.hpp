@@ -9,11 +9,11 @@
 #include <string>
 #include <utility>
 #include <vector>
-#include <Eigen/Core>
 
 #include "heed/cache/attention.hpp"
 #include "heed/cache/held.hpp"
 #include "heed/cache/new_rows.hpp"
+#include "heed/cache/row_store.hpp"
 #include "heed/core/error.hpp"
 #include "heed/core/key_source.hpp"
 #include "heed/core/view.hpp"
@@ -38,8 +38,8 @@ class Pages {
  public:
   explicit Pages(const PagePoolConfig& config) : config_(checked(config)) {
     const Index rows = config.pages * config.kv_heads * config.page_size;
-    keys_.assign(at(rows * config.key_dim), Element(0));
-    values_.assign(at(rows * config.value_dim), Element(0));
+    keys_.assign(rows, config.key_dim);
+    values_.assign(rows, config.value_dim);
     owners_.assign(at(config.pages), 0);
     free_.reserve(at(config.pages));
     for (Index page = config.pages; page-- > 0;) free_.push_back(page);
@@ -64,18 +64,20 @@ class Pages {
   /// The first tokens of a page, copied to another.
   void copy(Index from, Index to, Index tokens) {
     for (Index h = 0; h < config_.kv_heads; ++h) {
-      std::copy_n(key(from, h, 0), tokens * config_.key_dim, key(to, h, 0));
-      std::copy_n(value(from, h, 0), tokens * config_.value_dim, value(to, h, 0));
+      keys_.copy(row(from, h, 0), row(to, h, 0), tokens);
+      values_.copy(row(from, h, 0), row(to, h, 0), tokens);
     }
   }
-  Element* key(Index page, Index h, Index token) {
-    return keys_.data() + row(page, h, token) * config_.key_dim;
+  /// Token t of entry b of new rows becomes a token of a page.
+  template <class Rows>
+  void write(Index page, Index token, const Rows& rows, Index b, Index t) {
+    for (Index h = 0; h < config_.kv_heads; ++h) {
+      keys_.write(row(page, h, token), rows.key, b, h, t);
+      values_.write(row(page, h, token), rows.value, b, h, t);
+    }
   }
-  Element* value(Index page, Index h, Index token) {
-    return values_.data() + row(page, h, token) * config_.value_dim;
-  }
-  const Element* keys() const { return keys_.data(); }
-  const Element* values() const { return values_.data(); }
+  const RowStore<Element>& keys() const { return keys_; }
+  const RowStore<Element>& values() const { return values_; }
 
  private:
   static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
@@ -92,9 +94,8 @@ class Pages {
     return (h * config_.pages + page) * config_.page_size + token;
   }
 
-  using Memory = std::vector<Element, Eigen::aligned_allocator<Element>>;
   PagePoolConfig config_;
-  Memory keys_, values_;
+  RowStore<Element> keys_, values_;
   std::vector<Index> owners_, free_;
 };
 
@@ -102,11 +103,11 @@ class Pages {
 template <class Element_>
 struct PagedRows {
   using Element = Element_;
-  const Element* data;
-  Index pages, page_size, dim;
+  const RowStore<Element>& rows;
+  Index pages, page_size;
   const std::vector<Index>* tables;
 
-  Index width() const { return dim; }
+  Index width() const { return rows.dim(); }
   Run<Element> run(Index b, Index h, Index first, Index most) const {
     const auto& table = tables[b];
     auto number = static_cast<std::size_t>(first / page_size);
@@ -122,7 +123,7 @@ struct PagedRows {
         count += page_size;
       }
     }
-    return {data + ((h * pages + page) * page_size + token) * dim, dim, 1, std::min(most, count)};
+    return rows.run((h * pages + page) * page_size + token, std::min(most, count));
   }
 };
 
@@ -251,11 +252,11 @@ class PagedKeyValueCache {
   HeldTokens held(Index b) const { return {.length = lengths_[at(b)]}; }
   detail::PagedRows<Element> key_rows(Index) const {
     const PagePoolConfig& config = pages_->config();
-    return {pages_->keys(), config.pages, config.page_size, config.key_dim, tables_.data()};
+    return {pages_->keys(), config.pages, config.page_size, tables_.data()};
   }
   detail::PagedRows<Element> value_rows(Index) const {
     const PagePoolConfig& config = pages_->config();
-    return {pages_->values(), config.pages, config.page_size, config.value_dim, tables_.data()};
+    return {pages_->values(), config.pages, config.page_size, tables_.data()};
   }
 
  private:
@@ -319,11 +320,7 @@ class PagedKeyValueCache {
     }
     for (Index t = 0; t < rows.tokens(); ++t, ++length) {
       if (length % size == 0) table.push_back(pages_->take());
-      for (Index h = 0; h < pages_->config().kv_heads; ++h) {
-        const Index page = table.back(), token = length % size;
-        detail::copy_row(rows.key, from_batch, h, t, pages_->key(page, h, token));
-        detail::copy_row(rows.value, from_batch, h, t, pages_->value(page, h, token));
-      }
+      pages_->write(table.back(), length % size, rows, from_batch, t);
     }
   }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <concepts>
+#include <type_traits>
 
 #include "heed/core/view.hpp"
 
@@ -10,11 +11,30 @@ namespace heed::detail {
 /// Rows of one head, evenly apart.
 template <class Element>
 struct Run {
-  const Element* data;
+  const Stored<Element>* data;
   Index row_stride, column_stride;
   Index count;
+  const float* scales = nullptr;  // of Quantised8, one for each row
 
-  const Element* row(Index r) const { return data + r * row_stride; }
+  Run from(Index r) const {
+    return {data + r * row_stride, row_stride, column_stride, count - r,
+            scales ? scales + r : scales};
+  }
+  /// What the numbers of row r are multiplied by.
+  float scale(Index r) const {
+    if constexpr (std::is_same_v<Element, Quantised8>) return scales[r];
+    return 1;
+  }
+  /// Number c of row r, as what sums are held in or wider.
+  template <class Number>
+  Number at(Index r, Index c) const {
+    const auto number = static_cast<Number>(data[r * row_stride + c * column_stride]);
+    if constexpr (std::is_same_v<Element, Quantised8>) {
+      return number * static_cast<Number>(scales[r]);
+    } else {
+      return number;
+    }
+  }
 };
 
 /// Where keys or values come from. An engine asks for a run of rows, never for the stride of a

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <memory>
@@ -38,9 +39,8 @@ class Layout {
 };
 
 /// A block of memory on loan from the thread for as long as the object lives. The thread keeps the
-/// block for the next loan, so that repeated calls of one shape allocate once; it keeps another for
-/// loans within a loan (the caller's own share of a parallel loop), and those within these (a
-/// user's lambda that calls the library) get memory of their own.
+/// block for the next loan, so that repeated calls of one shape allocate once; it keeps others for
+/// loans within a loan (a layer, its attention, the caller's own share of a parallel loop).
 class Scratch {
  public:
   explicit Scratch(std::size_t bytes) : block_(std::exchange(kept(), Block{})) {
@@ -104,8 +104,8 @@ class Scratch {
     }
   };
   static Block& kept() {
-    static thread_local Block blocks[2];
-    return blocks[loans() == 0 ? 0 : 1];
+    static thread_local Block blocks[4];
+    return blocks[std::min(loans(), 3)];
   }
   static int& loans() {
     static thread_local int count = 0;

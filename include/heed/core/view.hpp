@@ -8,6 +8,7 @@
 #include <unsupported/Eigen/CXX11/Tensor>
 
 #include "heed/core/error.hpp"
+#include "heed/core/quantised.hpp"
 
 namespace heed {
 
@@ -190,8 +191,10 @@ constexpr void check_not_integers() {
 
 /// What sums of Scalar are held in.
 template <class Scalar>
-using Accumulator = std::conditional_t<
-    std::is_same_v<Scalar, Eigen::half> || std::is_same_v<Scalar, Eigen::bfloat16>, float, Scalar>;
+using Accumulator = std::conditional_t<std::is_same_v<Scalar, Eigen::half> ||
+                                           std::is_same_v<Scalar, Eigen::bfloat16> ||
+                                           std::is_same_v<Scalar, Quantised8>,
+                                       float, Scalar>;
 
 /// The type of a result: rank 1 a Vector, rank 2 a Matrix, above a Tensor of the given order.
 template <class Scalar, int Rank, int Order>

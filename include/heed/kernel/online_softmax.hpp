@@ -204,7 +204,8 @@ struct QuerySums {
   /// by.
   Scalar raise(Scalar score) const {
     const Scalar before = *largest;
-    *largest = std::max(before, score);
+    if (!(score > before)) return 1;
+    *largest = score;
     return weight(before - shift());
   }
 };

@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "heed/core/key_source.hpp"
 #include "heed/core/view.hpp"
 #include "heed/simd/convert.hpp"
 #include "heed/simd/lanes.hpp"
@@ -44,6 +45,23 @@ Slab<Scalar> slab(const View<Scalar, 4>& x, Index batch, Index head) {
   return {x.data + batch * x.strides[0] + head * x.strides[1], x.strides[2], x.strides[3]};
 }
 
+/// Copies a run of rows, width numbers each, one after the other.
+template <class Accumulator, class Element>
+void copy_rows(const Run<Element>& run, Index width, Accumulator* to) {
+  using L = Lanes<Accumulator>;
+  for (Index row = 0; row < run.count; ++row, to += width) {
+    Index c = 0;
+    if (run.column_stride == 1) {
+      const auto* const from = run.data + row * run.row_stride;
+      for (; c + L::size <= width; c += L::size) {
+        const L numbers = load_widened<Accumulator>(from + c);
+        (std::is_same_v<Element, Quantised8> ? numbers * L(run.scale(row)) : numbers).store(to + c);
+      }
+    }
+    for (; c < width; ++c) to[c] = run.template at<Accumulator>(row, c);
+  }
+}
+
 /// count rows of a slab from `first` on, width numbers each: in place, or copied to the buffer.
 template <class Accumulator, class Scalar>
 Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count, Index width,
@@ -51,16 +69,7 @@ Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count,
   if constexpr (std::is_same_v<Scalar, Accumulator>) {
     if (in_place) return {x.at(first, 0), x.row_stride};
   }
-  using L = Lanes<Accumulator>;
-  for (Index row = 0; row < count; ++row) {
-    const Scalar* from = x.at(first + row, 0);
-    Accumulator* to = buffer + row * width;
-    Index c = 0;
-    if (x.column_stride == 1) {
-      for (; c + L::size <= width; c += L::size) load_widened<Accumulator>(from + c).store(to + c);
-    }
-    for (; c < width; ++c) to[c] = static_cast<Accumulator>(from[c * x.column_stride]);
-  }
+  copy_rows(Run<Scalar>{x.at(first, 0), x.row_stride, x.column_stride, count}, width, buffer);
   return {buffer, width};
 }
 

@@ -1,12 +1,13 @@
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 
-/// A vector of numbers that lie in memory as they are or in a narrower type (half, bfloat16).
+/// A vector of numbers that lie in memory as they are or in a narrower type (half, bfloat16, int8).
 template <class Scalar, class Stored>
 EIGEN_ALWAYS_INLINE Lanes<Scalar> load_widened(const Stored* from) {
   using L = Lanes<Scalar>;
@@ -17,7 +18,16 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> load_widened(const Stored* from) {
   } else if constexpr (std::is_same_v<Stored, Eigen::half> && L::size == 8) {
     return L::of(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #endif
+#if defined(__AVX2__)
+  } else if constexpr (std::is_same_v<Stored, std::int8_t> && std::is_same_v<Scalar, float> &&
+                       L::size == 8) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return L::of(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
+#endif
 #if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<Stored, std::int8_t> && L::size == 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return L::of(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
   } else if constexpr (std::is_same_v<Stored, Eigen::half> && L::size == 16) {
     return L::of(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #endif

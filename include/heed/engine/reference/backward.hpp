@@ -134,9 +134,7 @@ class ReferenceBackward {
     const auto pair_back = [&](Index j) {
       const auto key_row = call_.keys.run(b, kv, j, 1);
       const auto value_row = call_.values.run(b, kv, j, 1);
-      const auto key = [&](Index c) {
-        return static_cast<Number>(key_row.data[c * key_row.column_stride]);
-      };
+      const auto key = [&](Index c) { return key_row.template at<Number>(0, c); };
       Number sum = zero;
       for (Index c = 0; c < problem_.key_dim; ++c) {
         sum = similarity.step(sum, query[at(c)], key(c), c);
@@ -149,7 +147,7 @@ class ReferenceBackward {
         const Number weight = p * keep;
         Number dp = zero;
         for (Index c = 0; c < problem_.value_dim; ++c) {
-          dp += d_output(c) * static_cast<Number>(value_row.data[c * value_row.column_stride]);
+          dp += d_output(c) * value_row.template at<Number>(0, c);
           d_value[at(j * problem_.value_dim + c)] += weight * d_output(c);
         }
         return p * (keep * dp - delta);

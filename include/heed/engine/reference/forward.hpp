@@ -44,7 +44,7 @@ class ReferenceRow {
           Number sum = zero;
           for (Index c = 0; c < problem.key_dim; ++c) {
             sum = score.similarity.step(sum, query_[at(c)],
-                                        static_cast<Number>(key.data[c * key.column_stride]), c);
+                                        key.template at<Number>(0, c), c);
           }
           Number entry = score.similarity.finish(sum);
           std::apply(
@@ -116,7 +116,7 @@ class ReferenceRow {
                                                                 : zero;
           const auto value = call_.values.run(b, kv, j, 1);
           for (Index c = 0; c < problem.value_dim; ++c) {
-            part_[at(c)] += kept * static_cast<Number>(value.data[c * value.column_stride]);
+            part_[at(c)] += kept * value.template at<Number>(0, c);
           }
         });
         for (Index c = 0; c < problem.value_dim; ++c) sums_[at(c)] += part_[at(c)];

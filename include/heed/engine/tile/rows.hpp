@@ -38,8 +38,7 @@ class SourceRows {
       }
     }
     for_each_source_run(source_, batch, head, first, count, [&](Index at, const auto& run) {
-      rows_of(Slab<const Element>{run.data, run.row_stride, run.column_stride}, 0, run.count,
-              width_, false, buffer + at * width_);
+      copy_rows(run, width_, buffer + at * width_);
     });
     return {buffer, width_};
   }
