@@ -84,9 +84,9 @@ struct LayerNorm {
   }
 
   /// What heed::for_each_parameter goes through.
-  static void visit(auto& module, auto& gradients, const auto& visitor) {
-    visitor(module.scale, gradients.scale);
-    visitor(module.shift, gradients.shift);
+  static void members(const auto& visit, auto&... self) {
+    visit("scale", self.scale...);
+    visit("shift", self.shift...);
   }
 };
 
@@ -127,9 +127,9 @@ struct Mlp {
     return {std::move(first.input), {std::move(first.parameters), std::move(second.parameters)}};
   }
 
-  static void visit(auto& module, auto& gradients, const auto& visitor) {
-    heed::Linear<Scalar>::visit(module.widen, gradients.widen, visitor);
-    heed::Linear<Scalar>::visit(module.narrow, gradients.narrow, visitor);
+  static void members(const auto& visit, auto&... self) {
+    visit("widen", self.widen...);
+    visit("narrow", self.narrow...);
   }
 };
 

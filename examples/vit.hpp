@@ -73,11 +73,11 @@ struct Block {
              std::move(by_mlp_norm.parameters), std::move(by_mlp.parameters)}};
   }
 
-  static void visit(auto& module, auto& gradients, const auto& visitor) {
-    LayerNorm<Scalar>::visit(module.attention_norm, gradients.attention_norm, visitor);
-    Attention::visit(module.attention, gradients.attention, visitor);
-    LayerNorm<Scalar>::visit(module.mlp_norm, gradients.mlp_norm, visitor);
-    Mlp<Scalar>::visit(module.mlp, gradients.mlp, visitor);
+  static void members(const auto& visit, auto&... self) {
+    visit("attention_norm", self.attention_norm...);
+    visit("attention", self.attention...);
+    visit("mlp_norm", self.mlp_norm...);
+    visit("mlp", self.mlp...);
   }
 };
 
@@ -151,14 +151,12 @@ struct VisionTransformer {
     return gradients;
   }
 
-  static void visit(auto& module, auto& gradients, const auto& visitor) {
-    heed::Linear<Scalar>::visit(module.embedding, gradients.embedding, visitor);
-    visitor(module.positions, gradients.positions);
-    for (std::size_t b = 0; b < module.blocks.size(); ++b) {
-      Block<Scalar>::visit(module.blocks[b], gradients.blocks[b], visitor);
-    }
-    LayerNorm<Scalar>::visit(module.norm, gradients.norm, visitor);
-    heed::Linear<Scalar>::visit(module.head, gradients.head, visitor);
+  static void members(const auto& visit, auto&... self) {
+    visit("embedding", self.embedding...);
+    visit("positions", self.positions...);
+    visit("blocks", self.blocks...);
+    visit("norm", self.norm...);
+    visit("head", self.head...);
   }
 };
 

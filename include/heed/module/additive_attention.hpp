@@ -117,11 +117,11 @@ struct AdditiveAttention {
     return result;
   }
 
-  /// visitor(value, gradient) for the members in order, of two modules.
-  static void visit(auto& module, auto& gradients, const auto& visitor) {
-    Linear<Scalar>::visit(module.query_projection, gradients.query_projection, visitor);
-    Linear<Scalar>::visit(module.key_projection, gradients.key_projection, visitor);
-    visitor(module.score_weight, gradients.score_weight);
+  /// What for_each_parameter goes through.
+  static void members(const auto& visit, auto&... self) {
+    visit("query_projection", self.query_projection...);
+    visit("key_projection", self.key_projection...);
+    visit("score_weight", self.score_weight...);
   }
 
  private:

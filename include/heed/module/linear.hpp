@@ -124,10 +124,10 @@ struct Linear {
     if (bias.size() > 0) grad_bias(parameters.bias, detail::rank4(grad_y));
   }
 
-  /// visitor(value, gradient) for the members in order, of two Linears.
-  static void visit(auto& module, auto& gradients, const auto& visitor) {
-    visitor(module.weight, gradients.weight);
-    visitor(module.bias, gradients.bias);
+  /// What for_each_parameter goes through.
+  static void members(const auto& visit, auto&... self) {
+    visit("weight", self.weight...);
+    visit("bias", self.bias...);
   }
 
  private:

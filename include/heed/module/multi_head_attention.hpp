@@ -204,12 +204,12 @@ struct MultiHeadAttention {
     return result;
   }
 
-  /// visitor(value, gradient) for the members in order, of two modules.
-  static void visit(auto& module, auto& gradients, const auto& visitor) {
-    Linear<Scalar>::visit(module.query_projection, gradients.query_projection, visitor);
-    Linear<Scalar>::visit(module.key_projection, gradients.key_projection, visitor);
-    Linear<Scalar>::visit(module.value_projection, gradients.value_projection, visitor);
-    Linear<Scalar>::visit(module.output_projection, gradients.output_projection, visitor);
+  /// What for_each_parameter goes through.
+  static void members(const auto& visit, auto&... self) {
+    visit("query_projection", self.query_projection...);
+    visit("key_projection", self.key_projection...);
+    visit("value_projection", self.value_projection...);
+    visit("output_projection", self.output_projection...);
   }
 
  private:
