@@ -8,6 +8,7 @@
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
+#include "heed/kernel/few_rows.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
@@ -193,6 +194,12 @@ class MatrixProduct {
   Index m_, k_, n_, depth_ = 0, rows_ = 0, columns_ = 0;
 };
 
+/// Up to so many rows of a, of a depth of k, packing b costs more than it saves: each number that
+/// FewRows gives ends in a sum over lanes, which takes as long as some 32 multiply-adds of vectors,
+/// and with 16 rows the panels are as fast.
+constexpr Index few_rows(Index k) { return std::clamp<Index>(k / 32, 1, 16); }
+
+/// c = a b for each pair of matrices.
 template <class AElement, class BElement, class C>
 void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& right_factor,
               const View<C, 4>& c, Eigen::ThreadPoolInterface* pool) {
@@ -204,6 +211,22 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
   const Index m = a.shape[2], k = a.shape[3], n = b.shape[3], heads = a.shape[1];
   if (c.size() == 0) return;
   if constexpr (Laned<Accumulate>) {
+    // Decided by the whole product, never by a thread's share.
+    if (k > 0 && m <= few_rows(k) && a.strides[3] == 1 && b.strides[2] == 1) {
+      constexpr Index share = 64;  // columns
+      const Index shares = (n + share - 1) / share;
+      return parallel_for(pool, a.shape[0] * heads * shares, [&](Index first, Index last) {
+        for (Index item = first; item < last; ++item) {
+          const Index head = item / shares % heads, batch = item / shares / heads;
+          const auto left = slab(a, batch, head);
+          const auto right = slab(b, batch, head);
+          const Index column = item % shares * share;
+          FewRows<Accumulate, A, B, C>::run({left.data, left.row_stride}, m,
+                                            {right.data, right.column_stride}, column,
+                                            std::min(column + share, n), k, slab(c, batch, head));
+        }
+      });
+    }
     // Lanes run along rows of c; where its columns are the contiguous ones, c^T = b^T a^T.
     if (c.strides[3] != 1 && c.strides[2] == 1) {
       const auto turned = [](auto x) {

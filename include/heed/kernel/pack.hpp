@@ -14,19 +14,19 @@ namespace heed::detail {
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of a vector type as template argument
 /// Turns a square of L::size x L::size numbers: to[c][r] = from[r][c] * factor[c], where the lanes
 /// of the factor go with the columns of `from`.
-template <class Scalar>
-EIGEN_ALWAYS_INLINE void transpose_square(const Scalar* from, Index from_stride, Scalar* to,
+template <class Scalar, class Stored>
+EIGEN_ALWAYS_INLINE void transpose_square(const Stored* from, Index from_stride, Scalar* to,
                                           Index to_stride,
                                           std::type_identity_t<Lanes<Scalar>> factor = 1) {
   using Packet = typename Lanes<Scalar>::Packet;
   constexpr Index n = Lanes<Scalar>::size;
   if constexpr (n == 1) {
-    (Lanes<Scalar>::load(from) * factor).store(to);
+    (load_widened<Scalar>(from) * factor).store(to);
   } else {
     Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
 #pragma GCC unroll 16
     for (Index r = 0; r < n; ++r) {
-      block.packet[r] = (Lanes<Scalar>::load(from + r * from_stride) * factor).packet;
+      block.packet[r] = (load_widened<Scalar>(from + r * from_stride) * factor).packet;
     }
     Eigen::internal::ptranspose(block);
 #pragma GCC unroll 16
@@ -52,17 +52,8 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
       }
     } else if (x.column_stride == 1 && lane + n <= count) {
       for (; column + n <= columns; column += n) {
-        const Scalar* from = x.at(first + lane, column);
-        Accumulator* to = panel + column * lanes + lane;
-        if constexpr (std::is_same_v<Scalar, Accumulator>) {
-          transpose_square(from, x.row_stride, to, lanes, factor);
-        } else {
-          alignas(64) Accumulator square[length(n * n)];
-          for (Index r = 0; r < n; ++r) {
-            load_widened<Accumulator>(from + r * x.row_stride).store(square + r * n);
-          }
-          transpose_square(square, n, to, lanes, factor);
-        }
+        transpose_square(x.at(first + lane, column), x.row_stride, panel + column * lanes + lane,
+                         lanes, factor);
       }
     }
     for (; column < columns; ++column) {

@@ -10,6 +10,8 @@
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/rows.hpp"
 #include "heed/operator/matmul.hpp"
+#include "heed/simd/convert.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed {
 
@@ -20,7 +22,9 @@ struct LinearGradients {
   Parameters parameters;
 };
 
-/// y = x W^T + b over the last axis.
+/// y = x W^T + b over the last axis. Weights of half or bfloat16 take an x of float, and of one
+/// another; the result is of the type of x, sums are of float, and few rows of x read such weights
+/// once, widened in registers.
 template <class Scalar>
 struct Linear {
   static_assert(!std::is_integral_v<Scalar>,
@@ -31,8 +35,8 @@ struct Linear {
   Index in_features() const { return weight.cols(); }
   Index out_features() const { return weight.rows(); }
 
-  /// x (..., in) of rank 2 to 4 -> (..., out), of the storage order of x. std::invalid_argument
-  /// where the widths do not fit.
+  /// x (..., in) of rank 2 to 4 -> (..., out), of the number type and storage order of x.
+  /// std::invalid_argument where the widths do not fit.
   template <class X>
   auto operator()(const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
     static_assert(detail::rank_of<X> >= 2 && detail::rank_of<X> <= 4,
@@ -40,7 +44,7 @@ struct Linear {
     auto shape = view(x).shape;
     shape.back() = out_features();
     check("Linear", view(x).shape);
-    auto result = detail::make_result<Scalar, X>(shape);
+    auto result = detail::make_result<detail::ScalarOf<X>, X>(shape);
     into(result, x, pool);
     return result;
   }
@@ -53,6 +57,9 @@ struct Linear {
                   "heed: the output cannot be written to");
     static_assert(decltype(view(out))::Rank == detail::rank_of<X>,
                   "heed: the output of a Linear has the rank of its input");
+    static_assert(
+        std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<X>>>,
+        "heed: Linear and its input are of one number type (half, bfloat16 and float mix)");
     detail::check_not_integers<X, std::remove_cvref_t<Out>>();
     check("Linear", view(x).shape);
     auto expected = view(x).shape;
@@ -69,13 +76,13 @@ struct Linear {
     detail::multiply(from, transposed(over(weight, from)), to, pool);
     if (bias.size() == 0) return;
     detail::for_each_row(to.shape, [this, y = to](Index b, Index h, Index i) {
-      Eigen::Map<Vector<Scalar>, 0, Eigen::InnerStride<>>(
-          &y(b, h, i, 0), out_features(), Eigen::InnerStride<>(y.strides[3])) += bias;
+      add_bias(&y(b, h, i, 0), y.strides[3]);
     });
   }
 
   /// -> {input, parameters} from the input x and the gradient of y: dx = dy W in the shape, number
-  /// type and storage order of x, dW = dy^T x and db = the sum of dy over all rows. A row of dy
+  /// type and storage order of x, dW = dy^T x and db = the sum of dy over all rows, which are
+  /// summed in float and then rounded to the type of the weights. A row of dy
   /// that is 0 throughout adds nothing to dW, even where its x is NaN. std::invalid_argument where
   /// the shapes do not fit.
   template <class X, class G>
@@ -155,6 +162,23 @@ struct Linear {
   }
 
   using Accumulate = detail::Accumulator<Scalar>;
+
+  template <class Out>
+  void add_bias(Out* to, Index stride) const {
+    Index c = 0;
+    if constexpr (detail::Laned<Accumulate>) {
+      using L = detail::Lanes<Accumulate>;
+      for (; stride == 1 && c + L::size <= out_features(); c += L::size) {
+        detail::store_narrowed(detail::load_widened<Accumulate>(to + c) +
+                                   detail::load_widened<Accumulate>(bias.data() + c),
+                               to + c);
+      }
+    }
+    for (; c < out_features(); ++c) {
+      Out& y = to[c * stride];
+      y = static_cast<Out>(static_cast<Accumulate>(y) + static_cast<Accumulate>(bias(c)));
+    }
+  }
 
   /// The matrix for each (batch, head) of x.
   template <class M, class Element>

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <algorithm>
+
+#include "heed/kernel/few_queries.hpp"
+#include "heed/kernel/rows.hpp"
+#include "heed/kernel/softmax_row.hpp"
+#include "heed/simd/convert.hpp"
+#include "heed/simd/lanes.hpp"
+
+namespace heed::detail {
+
+/// c = a b^T for few rows of a, lanes over the depth, where rows of both are contiguous: b, which
+/// is large, is read once, in place, and widened in registers. Each number is the sum over lanes of
+/// one vector of sums, whatever is computed beside it, so that neither threads nor the number of
+/// rows change a bit.
+template <class Accumulator, class A, class B, class C>
+class FewRows {
+  using L = Lanes<Accumulator>;
+
+ public:
+  /// Sums in registers: as many rows of a as there are, up to 4, times rows of b.
+  static constexpr int sums = accumulator_registers >= 24 ? 16 : 8;
+  static_assert(sums % L::size == 0 || L::size % sums == 0);
+
+  /// Columns first .. last-1 of c.
+  static void run(const Rows<A>& a, Index rows, const Rows<B>& b, Index first, Index last,
+                  Index depth, const Slab<C>& c) {
+    for (Index j = first; j < last; j += sums) {
+      const Index end = std::min(j + sums, last);
+      Index i = 0;
+      for (; i + 4 <= rows; i += 4) tiles<4>(a, i, b, j, end, depth, c);
+      for (; i + 2 <= rows; i += 2) tiles<2>(a, i, b, j, end, depth, c);
+      if (i < rows) tiles<1>(a, i, b, j, end, depth, c);
+    }
+  }
+
+ private:
+  template <int Rows_>
+  static void tiles(const Rows<A>& a, Index i, const Rows<B>& b, Index first, Index last,
+                    Index depth, const Slab<C>& c) {
+    constexpr int columns = sums / Rows_;
+    for (Index j = first; j < last; j += columns) {
+      tile<Rows_, columns>(a, i, b, j, std::min<Index>(columns, last - j), depth, c);
+    }
+  }
+
+  template <int Rows_, int Columns>
+  EIGEN_DONT_INLINE static void tile(const Rows<A>& a, Index i, const Rows<B>& b, Index j,
+                                     Index columns, Index depth, const Slab<C>& c) {
+    const A* left[length(Rows_)];
+    const B* right[length(Columns)];
+    L sum[length(Rows_ * Columns)];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows_; ++r) left[r] = a[i + r];
+#pragma GCC unroll 16
+    for (int t = 0; t < Columns; ++t) right[t] = b[j + std::min<Index>(t, columns - 1)];
+#pragma GCC unroll 16
+    for (L& vector : sum) vector = L(0);
+    const auto step = [&](const auto& load) __attribute__((always_inline)) {
+      L x[length(Rows_)];
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows_; ++r) x[r] = load(left[r]).pinned();
+#pragma GCC unroll 16
+      for (int t = 0; t < Columns; ++t) {
+        const L y = load(right[t]).pinned();
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows_; ++r) {
+          sum[r * Columns + t] = fma(x[r], y, sum[r * Columns + t]);
+        }
+      }
+    };
+    Index d = 0;
+    for (; d + L::size <= depth; d += L::size) {
+      step([d](const auto* row)
+               __attribute__((always_inline)) { return load_widened<Accumulator>(row + d); });
+    }
+    if (d < depth) {
+      step([d, depth](const auto* row) __attribute__((always_inline)) {
+        return load_some<Accumulator>(row + d, depth - d, Accumulator(0));
+      });
+    }
+    alignas(64) Accumulator totals[length(Rows_ * Columns)];
+#pragma GCC unroll 16
+    for (Index n = 0; n < Rows_ * Columns; n += L::size) {
+      L group[L::size];
+#pragma GCC unroll 16
+      for (Index lane = 0; lane < L::size; ++lane) group[lane] = sum[n + lane];
+      sums_across(group).store(totals + n);
+    }
+    for (int r = 0; r < Rows_; ++r) {
+      for (Index t = 0; t < columns; ++t) c(i + r, j + t) = static_cast<C>(totals[r * Columns + t]);
+    }
+  }
+};
+
+}  // namespace heed::detail
