@@ -39,8 +39,9 @@ class Layout {
 };
 
 /// A block of memory on loan from the thread for as long as the object lives. The thread keeps the
-/// block for the next loan, so that repeated calls of one shape allocate once; it keeps others for
-/// loans within a loan (a layer, its attention, the caller's own share of a parallel loop).
+/// block for the next loan, so that repeated calls of one shape allocate once. Loans within loans (a
+/// block of layers, a layer, its attention, the caller's own share of a parallel loop) have a block
+/// for each depth, and the deepest (a user's lambda that calls the library) memory of their own.
 class Scratch {
  public:
   explicit Scratch(std::size_t bytes) : block_(std::exchange(kept(), Block{})) {
@@ -104,8 +105,9 @@ class Scratch {
     }
   };
   static Block& kept() {
-    static thread_local Block blocks[4];
-    return blocks[std::min(loans(), 3)];
+    constexpr int depths = 6;
+    static thread_local Block blocks[depths];
+    return blocks[std::min(loans(), depths - 1)];
   }
   static int& loans() {
     static thread_local int count = 0;

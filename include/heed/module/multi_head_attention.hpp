@@ -2,19 +2,30 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <type_traits>
 #include <utility>
 
+#include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
+#include "heed/module/head_norm.hpp"
 #include "heed/module/initialiser.hpp"
 #include "heed/module/linear.hpp"
 #include "heed/module/pass.hpp"
 #include "heed/operator/attention.hpp"
 #include "heed/operator/attention_backward.hpp"
+#include "heed/operator/rotary.hpp"
+#include "heed/operator/rotary_config.hpp"
+#include "heed/policy/dropout.hpp"
 #include "heed/policy/mask/range.hpp"
 #include "heed/policy/options.hpp"
 #include "heed/policy/score/dot_product.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed {
 
@@ -26,32 +37,66 @@ struct MultiHeadConfig {
   Index value_dim = 0;     ///< width of the values given; 0: embed_dim
   bool bias = false;       ///< whether all four projections begin with a bias
   Index head_dim = 0;      ///< width of a head; 0: embed_dim / num_heads
+  /// How queries and keys are rotated by their positions; none: they are not.
+  std::optional<RotaryConfig> rotary{};
+  /// Whether each head of queries and keys is divided by its root mean square (epsilon 1e-6) and
+  /// multiplied by a learned weight, before the rotation, as in Qwen3 and Gemma 3.
+  bool qk_norm = false;
 };
 
-/// What a pass through MultiHeadAttention gives; all but the output is what backward needs.
+/// What a pass through MultiHeadAttention gives, of the number type of the query; all but the
+/// output is what backward needs.
 template <class Scalar, class Q, class K, class V, class M>
 struct MultiHeadPass {
   ModuleInputs<Q, K, V, M> inputs;
   detail::ResultLike<Scalar, Q> output;
-  Tensor<Scalar, 3> query, key, value;  ///< projected, (batch, seq, heads * dim)
+  Tensor<Scalar, 3> query, key, value;               ///< as they meet, (batch, seq, heads * dim)
+  Tensor<Scalar, 3> projected_query, projected_key;  ///< before qk_norm; without it, empty
   Tensor<Scalar, 3> context;  ///< (batch, queries, heads * dim), before the last projection
   Tensor<detail::Accumulator<Scalar>, 3> log_sum_exp;  ///< (batch, heads, queries)
 
   explicit MultiHeadPass(ModuleInputs<Q, K, V, M> given) : inputs(std::move(given)) {}
 };
 
+namespace detail {
+
+/// A cache of keys and values (heed/cache.hpp).
+template <class T>
+concept TokenCache = requires(const T& cache, Index b) {
+  typename T::Element;
+  cache.extents();
+  { cache.held(b).length } -> std::convertible_to<Index>;
+};
+
+/// How many tokens a cache holds of a sequence before it evicts the first; 0: it evicts none.
+template <class Cache>
+Index tokens_before_eviction(const Cache& cache) {
+  if constexpr (requires { cache.config().window; }) {
+    const auto& config = cache.config();
+    return config.window > 0 ? config.window + config.sinks : 0;
+  } else {
+    return 0;
+  }
+}
+
+}  // namespace detail
+
 /// Heads of scaled dot-product attention side by side, each on its own projection of the input
-/// (Vaswani et al., 2017), with fewer key/value heads if wanted (Ainslie et al., "GQA", 2023).
+/// (Vaswani et al., 2017), with fewer key/value heads if wanted (Ainslie et al., "GQA", 2023). A
+/// rotation is by the position in the sequence, 0 for the first of the queries and of the keys, or
+/// as many as a cache has tokens. Weights may be narrower than activations (see Linear).
 template <class Scalar>
 struct MultiHeadAttention {
   Linear<Scalar> query_projection;   ///< (num_heads * head_dim, embed_dim)
   Linear<Scalar> key_projection;     ///< (num_kv_heads * head_dim, key_dim)
   Linear<Scalar> value_projection;   ///< (num_kv_heads * head_dim, value_dim)
   Linear<Scalar> output_projection;  ///< (embed_dim, num_heads * head_dim)
+  Vector<Scalar> query_norm;         ///< (head_dim) with qk_norm, or empty
+  Vector<Scalar> key_norm;           ///< (head_dim) with qk_norm, or empty
 
   MultiHeadAttention() = default;
-  /// Xavier weights from the seed, drawn in the order of the members; biases start at 0.
-  /// std::invalid_argument where heads do not divide.
+  /// Xavier weights from the seed, drawn in the order of the members; biases start at 0,
+  /// norms at 1. std::invalid_argument where heads do not divide, or the rotation does not fit.
   explicit MultiHeadAttention(const MultiHeadConfig& given, std::uint64_t seed = 0)
       : config_(given) {
     if (config_.num_kv_heads == 0) config_.num_kv_heads = config_.num_heads;
@@ -60,31 +105,44 @@ struct MultiHeadAttention {
     const auto& c = config_;
     if (c.embed_dim < 1 || c.num_heads < 1 || c.num_kv_heads < 1 || c.key_dim < 1 ||
         c.value_dim < 1) {
-      detail::fail("MultiHeadAttention", "embed_dim ", c.embed_dim, ", num_heads ", c.num_heads,
+      detail::fail(called, "embed_dim ", c.embed_dim, ", num_heads ", c.num_heads,
                    ", num_kv_heads ", c.num_kv_heads, ", key_dim ", c.key_dim, " and value_dim ",
                    c.value_dim, " must be positive");
     }
-    if (c.head_dim < 0) detail::fail("MultiHeadAttention", "head_dim is ", c.head_dim);
+    if (c.head_dim < 0) detail::fail(called, "head_dim is ", c.head_dim);
     if (c.head_dim == 0) {
       if (c.embed_dim % c.num_heads != 0) {
-        detail::fail("MultiHeadAttention", "num_heads ", c.num_heads, " does not divide embed_dim ",
-                     c.embed_dim, "; head_dim may be given in place of it");
+        detail::fail(called, "num_heads ", c.num_heads, " does not divide embed_dim ", c.embed_dim,
+                     "; head_dim may be given in place of it");
       }
       config_.head_dim = c.embed_dim / c.num_heads;
     }
     if (c.num_heads % c.num_kv_heads != 0) {
-      detail::fail("MultiHeadAttention", "num_kv_heads ", c.num_kv_heads,
-                   " does not divide num_heads ", c.num_heads);
+      detail::fail(called, "num_kv_heads ", c.num_kv_heads, " does not divide num_heads ",
+                   c.num_heads);
     }
     const Index widest = std::max({c.embed_dim, c.key_dim, c.value_dim});
-    detail::check_extents("MultiHeadAttention",
-                          "a weight of (num_heads, head_dim, width of inputs)",
+    detail::check_extents(called, "a weight of (num_heads, head_dim, width of inputs)",
                           std::array{c.num_heads, c.head_dim, widest});
+    if (c.rotary) {
+      if (!detail::Laned<detail::Accumulator<Scalar>>) {
+        detail::fail(called, "rotary positions are for float, double, half and bfloat16");
+      }
+      if (c.rotary->axes != 1) {
+        detail::fail(called, "tokens have one position each, but the rotation has ", c.rotary->axes,
+                     " axes");
+      }
+      detail::rotated_width(called, *c.rotary, c.head_dim);
+    }
     detail::Initialiser initialiser(seed);
     query_projection = initialiser.linear<Scalar>(c.embed_dim, width(), c.bias);
     key_projection = initialiser.linear<Scalar>(c.key_dim, kv_width(), c.bias);
     value_projection = initialiser.linear<Scalar>(c.value_dim, kv_width(), c.bias);
     output_projection = initialiser.linear<Scalar>(width(), c.embed_dim, c.bias);
+    for (auto* norm : {&query_norm, &key_norm}) {
+      norm->resize(c.qk_norm ? c.head_dim : 0);
+      for (Scalar& weight : *norm) weight = static_cast<Scalar>(1.0);
+    }
   }
 
   /// As given, with the defaults filled in.
@@ -95,40 +153,181 @@ struct MultiHeadAttention {
   /// std::invalid_argument where shapes or mask do not fit, or weights that were assigned do not
   /// fit the configuration; a bias may be there or not.
   template <class Q, class K, class V, class M = NoMask>
+    requires(!detail::TokenCache<K>)
   auto operator()(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                   const AttentionOptions& options = {}) const {
-    return forward(q, k, v, mask, options).output;
+    check_inputs(called, q, k, v);
+    auto output = detail::make_result<detail::ScalarOf<Q>, Q>(view(q).shape);
+    into(output, q, k, v, mask, options);
+    return output;
+  }
+
+  /// Writes that into out, of the shape of the query, which shares no elements with an input or a
+  /// parameter. A second call of one shape allocates nothing.
+  template <class Out, class Q, class K, class V, class M = NoMask>
+    requires(!detail::TokenCache<K>)
+  void into(Out&& out, const Q& q, const K& k, const V& v, const M& mask = no_mask(),
+            const AttentionOptions& options = {}) const {
+    using Element = detail::ScalarOf<Q>;
+    detail::check_types<Q, K, V, DotProduct, M>();
+    check_inputs(called, q, k, v);
+    const auto target = check_target(called, out, q);
+    detail::check_not_aliased(called, target, detail::rank4(k), "key");
+    detail::check_not_aliased(called, target, detail::rank4(v), "value");
+    const auto query_in = as_batch(view(q)), key_in = as_batch(view(k)),
+               value_in = as_batch(view(v));
+    View<Element, 3> query, key, value, context;
+    const detail::Scratch scratch([&](detail::Layout& layout) {
+      query = room<Element>(layout, query_in, width());
+      key = room<Element>(layout, key_in, kv_width());
+      value = room<Element>(layout, value_in, kv_width());
+      context = room<Element>(layout, query_in, width());
+    });
+    prepare_query(query_in, query, query, Index(0), options);
+    prepare_key(key_in, key, key, Index(0), options);
+    value_projection.into(value, value_in, options.pool);
+    attend(query, key, value, context, {}, mask, options);
+    output_projection.into(as_batch(view(out)), context, options.pool);
+  }
+
+  /// Causal self-attention of new tokens x (batch, n, embed_dim), or (n, embed_dim) for a batch of
+  /// one, to all that a cache holds and to themselves: they are projected, rotated by their
+  /// positions in the sequence, appended, and attend -> the shape of x. Gives, for any split of a
+  /// sequence into calls, what the module gives for the whole of it under causal(); a cache with a
+  /// window what it gives under sliding_window(window - 1, 0) || causal() && prefix(sinks). Bad
+  /// input is std::invalid_argument and, as a cache without room (see append), leaves the cache as
+  /// it was.
+  template <class X, detail::TokenCache Cache>
+  auto operator()(const X& x, Cache& cache, const AttentionOptions& options = {}) const {
+    check_new_tokens(x, cache, options);
+    auto output = detail::make_result<detail::ScalarOf<X>, X>(view(x).shape);
+    into(output, x, cache, options);
+    return output;
+  }
+
+  /// Writes that into out. A second call of one shape allocates nothing.
+  template <class Out, class X, detail::TokenCache Cache>
+  void into(Out&& out, const X& x, Cache& cache, const AttentionOptions& options = {}) const {
+    using Element = detail::ScalarOf<X>;
+    check_new_tokens(x, cache, options);
+    check_target(called, out, x);
+    const auto tokens = as_batch(view(x));
+    const Index n = tokens.shape[1];
+    View<Element, 3> query, key, value, context;
+    View<Index, 2> positions;
+    const detail::Scratch scratch([&](detail::Layout& layout) {
+      query = room<Element>(layout, tokens, width());
+      key = room<Element>(layout, tokens, kv_width());
+      value = room<Element>(layout, tokens, kv_width());
+      context = room<Element>(layout, tokens, width());
+      positions = detail::take_tensor<Index>(layout, std::array{tokens.shape[0], n});
+    });
+    const Index longest = fill_positions(cache, positions);
+    prepare_query(tokens, query, query, positions, options);
+    prepare_key(tokens, key, key, positions, options);
+    value_projection.into(value, tokens, options.pool);
+    // Once a window is full, tokens come one by one: each evicts what the one before it still sees.
+    const Index full = detail::tokens_before_eviction(cache);
+    for (Index first = 0, count = 0; first < n; first += count) {
+      count = full == 0 ? n : std::clamp<Index>(full - longest - first, 1, n - first);
+      cache.append(split_heads(part(key, first, count), config_.num_kv_heads),
+                   split_heads(part(value, first, count), config_.num_kv_heads));
+      attention_into(split_heads(part(context, first, count), config_.num_heads),
+                     split_heads(part(query, first, count), config_.num_heads), cache,
+                     scaled_dot_product(), causal(), options);
+    }
+    output_projection.into(as_batch(view(out)), context, options.pool);
+  }
+
+  /// Projects keys (batch, n, key_dim) and values (batch, n, value_dim), or both without batch, and
+  /// appends them to a cache for cross().
+  template <detail::TokenCache Cache, class K, class V>
+  void remember(Cache& cache, const K& k, const V& v, const AttentionOptions& options = {}) const {
+    constexpr const char* function = "MultiHeadAttention::remember";
+    using Element = detail::ScalarOf<K>;
+    check_weights(function);
+    check_input(function, "key", k, config_.key_dim);
+    check_input(function, "value", v, config_.value_dim);
+    const auto key_in = as_batch(view(k)), value_in = as_batch(view(v));
+    if (key_in.shape[0] != value_in.shape[0] || key_in.shape[1] != value_in.shape[1]) {
+      detail::fail(function, "key of shape ", view(k).shape, " and value of shape ", view(v).shape,
+                   " differ in batch or in their number of keys");
+    }
+    check_cache(function, cache, key_in.shape[0]);
+    View<Element, 3> key, value;
+    View<Index, 2> positions;
+    const detail::Scratch scratch([&](detail::Layout& layout) {
+      key = room<Element>(layout, key_in, kv_width());
+      value = room<Element>(layout, value_in, kv_width());
+      positions = detail::take_tensor<Index>(layout, std::array{key_in.shape[0], key_in.shape[1]});
+    });
+    fill_positions(cache, positions);
+    prepare_key(key_in, key, key, positions, options);
+    value_projection.into(value, value_in, options.pool);
+    cache.append(split_heads(key, config_.num_kv_heads), split_heads(value, config_.num_kv_heads));
+  }
+
+  /// Attention of queries x (batch, queries, embed_dim), or (queries, embed_dim), to the keys and
+  /// values that remember() has put into a cache: what the module gives for these.
+  template <class X, detail::TokenCache Cache, class M = NoMask>
+  auto cross(const X& x, const Cache& cache, const M& mask = no_mask(),
+             const AttentionOptions& options = {}) const {
+    check_cross(x, cache);
+    auto output = detail::make_result<detail::ScalarOf<X>, X>(view(x).shape);
+    cross_into(output, x, cache, mask, options);
+    return output;
+  }
+
+  /// Writes that into out. A second call of one shape allocates nothing.
+  template <class Out, class X, detail::TokenCache Cache, class M = NoMask>
+  void cross_into(Out&& out, const X& x, const Cache& cache, const M& mask = no_mask(),
+                  const AttentionOptions& options = {}) const {
+    using Element = detail::ScalarOf<X>;
+    check_cross(x, cache);
+    check_target("MultiHeadAttention::cross", out, x);
+    const auto tokens = as_batch(view(x));
+    View<Element, 3> query, context;
+    const detail::Scratch scratch([&](detail::Layout& layout) {
+      query = room<Element>(layout, tokens, width());
+      context = room<Element>(layout, tokens, width());
+    });
+    prepare_query(tokens, query, query, Index(0), options);
+    attention_into(split_heads(context, config_.num_heads), split_heads(query, config_.num_heads),
+                   cache, scaled_dot_product(), mask, options);
+    output_projection.into(as_batch(view(out)), context, options.pool);
   }
 
   /// -> {output, weights}; weights (batch, heads, queries, keys), without batch where the query has
-  /// none.
+  /// none, to look at: by the reference engine, which holds all of them, while the output is that
+  /// of the other calls to rounding.
   template <class Q, class K, class V, class M = NoMask>
   auto forward_with_weights(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                             const AttentionOptions& options = {}) const {
-    check_inputs("MultiHeadAttention", q, k, v);
-    detail::check_extents("MultiHeadAttention", "the matrix of weights",
+    using Element = detail::ScalarOf<Q>;
+    check_inputs(called, q, k, v);
+    detail::check_extents(called, "the matrix of weights",
                           std::array{as_batch(view(q)).shape[0], config_.num_heads,
                                      as_batch(view(q)).shape[1], as_batch(view(k)).shape[1]});
     auto pass = project(q, k, v, mask, options);
-    const auto call = make_call(pass);
+    const auto call = make_call(view(pass.query), view(pass.key), view(pass.value));
     constexpr std::size_t rank = detail::rank_of<Q>;
     using Weights =
-        decltype(detail::make_result<Scalar, Q>(std::declval<std::array<Index, rank + 1>>()));
+        decltype(detail::make_result<Element, Q>(std::declval<std::array<Index, rank + 1>>()));
     WeightedAttention<decltype(pass.output), Weights> result;
     call.run_reference(scaled_dot_product(), mask, options, [&] {
       std::array<Index, rank + 1> shape;
       const auto full = call.weights_shape();
       std::copy(full.end() - static_cast<std::ptrdiff_t>(rank + 1), full.end(), shape.begin());
-      result.weights = detail::make_result<Scalar, Q>(shape);
+      result.weights = detail::make_result<Element, Q>(shape);
       auto weights = detail::rank4(result.weights);
       if constexpr (rank == 2) {  // (heads, queries, keys)
         std::swap(weights.shape[0], weights.shape[1]);
         std::swap(weights.strides[0], weights.strides[1]);
       }
-      return detail::ForwardOutput<Scalar, detail::Accumulator<Scalar>>{
+      return detail::ForwardOutput<Element, detail::Accumulator<Element>>{
           split_heads(pass.context, config_.num_heads), {}, weights};
     });
-    project_output(pass, view(q), options);
+    output_projection.into(as_batch(view(pass.output)), pass.context, options.pool);
     result.output = std::move(pass.output);
     return result;
   }
@@ -137,14 +336,11 @@ struct MultiHeadAttention {
   template <class Q, class K, class V, class M = NoMask>
   auto forward(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                const AttentionOptions& options = {}) const {
-    check_inputs("MultiHeadAttention", q, k, v);
+    check_inputs(called, q, k, v);
     auto pass = project(q, k, v, mask, options);
-    const auto call = make_call(pass);
-    call.run(scaled_dot_product(), mask, options, [&] {
-      return detail::ForwardOutput<Scalar, detail::Accumulator<Scalar>>{
-          split_heads(pass.context, config_.num_heads), view(pass.log_sum_exp), {}};
-    });
-    project_output(pass, view(q), options);
+    attend(view(pass.query), view(pass.key), view(pass.value), view(pass.context),
+           view(pass.log_sum_exp), mask, options);
+    output_projection.into(as_batch(view(pass.output)), pass.context, options.pool);
     return pass;
   }
 
@@ -153,8 +349,8 @@ struct MultiHeadAttention {
   /// In self-attention the gradient of the one input is the sum of the first three. Runs on the
   /// threads of the pass. std::invalid_argument where grad_output has not the output's shape, or
   /// where the pass is from a module of other widths or heads.
-  template <class Q, class K, class V, class M, class G>
-  auto backward(const MultiHeadPass<Scalar, Q, K, V, M>& pass, const G& grad_output) const {
+  template <class Element, class Q, class K, class V, class M, class G>
+  auto backward(const MultiHeadPass<Element, Q, K, V, M>& pass, const G& grad_output) const {
     constexpr const char* function = "MultiHeadAttention::backward";
     const auto& in = pass.inputs;
     check_weights(function);
@@ -163,6 +359,10 @@ struct MultiHeadAttention {
     detail::check_projected(function, "query", query_in, pass.query, query_projection);
     detail::check_projected(function, "key", key_in, pass.key, key_projection);
     detail::check_projected(function, "value", value_in, pass.value, value_projection);
+    if (config_.qk_norm) {
+      detail::check_projected(function, "query", query_in, pass.projected_query, query_projection);
+      detail::check_projected(function, "key", key_in, pass.projected_key, key_projection);
+    }
     const auto require = [&](const char* what, const auto& shape, const auto& expected) {
       if (shape != expected) {
         detail::fail(function, "the pass has ", what, " of shape ", shape, " where ",
@@ -181,20 +381,35 @@ struct MultiHeadAttention {
     auto& parameters = result.parameters;
     parameters.config_ = config_;
     auto* const pool = in.options.pool;
-    Tensor<Scalar, 3> context(pass.context.dimensions()), query(pass.query.dimensions()),
+    Tensor<Element, 3> context(pass.context.dimensions()), query(pass.query.dimensions()),
         key(pass.key.dimensions()), value(pass.value.dimensions());
     output_projection.backward_into(context, parameters.output_projection, pass.context,
                                     as_batch(view(grad_output)), pool);
     const Index heads = config_.num_heads, kv_heads = config_.num_kv_heads;
-    using PerHead = View<Scalar, 4>;
+    using PerHead = View<Element, 4>;
     attention_backward_into(
         AttentionGradients<PerHead, PerHead, PerHead>{
             split_heads(query, heads), split_heads(key, kv_heads), split_heads(value, kv_heads)},
         split_heads(pass.query, heads), split_heads(pass.key, kv_heads),
         split_heads(pass.value, kv_heads),
-        AttentionPass<View<const Scalar, 4>, View<const detail::Accumulator<Scalar>, 3>>{
+        AttentionPass<View<const Element, 4>, View<const detail::Accumulator<Element>, 3>>{
             split_heads(pass.context, heads), view(pass.log_sum_exp)},
         split_heads(context, heads), scaled_dot_product(), in.mask, in.options);
+    if constexpr (detail::Laned<detail::Accumulator<Element>>) {
+      if (config_.rotary) {
+        for (const auto& grad : {split_heads(query, heads), split_heads(key, kv_heads)}) {
+          rotary_backward_into(grad, grad, Index(0), *config_.rotary, pool);
+        }
+      }
+    }
+    if (config_.qk_norm) {
+      detail::HeadNorm<Scalar>{query_norm}.backward(
+          View<const Element, 4>(split_heads(pass.projected_query, heads)),
+          split_heads(query, heads), parameters.query_norm);
+      detail::HeadNorm<Scalar>{key_norm}.backward(
+          View<const Element, 4>(split_heads(pass.projected_key, kv_heads)),
+          split_heads(key, kv_heads), parameters.key_norm);
+    }
     query_projection.backward_into(as_batch(view(result.query)), parameters.query_projection,
                                    query_in, query, pool);
     key_projection.backward_into(as_batch(view(result.key)), parameters.key_projection, key_in, key,
@@ -210,9 +425,13 @@ struct MultiHeadAttention {
     visit("key_projection", self.key_projection...);
     visit("value_projection", self.value_projection...);
     visit("output_projection", self.output_projection...);
+    visit("query_norm", self.query_norm...);
+    visit("key_norm", self.key_norm...);
   }
 
  private:
+  static constexpr const char* called = "MultiHeadAttention";
+
   Index width() const { return config_.num_heads * config_.head_dim; }
   Index kv_width() const { return config_.num_kv_heads * config_.head_dim; }
 
@@ -227,6 +446,74 @@ struct MultiHeadAttention {
     check("key_projection", key_projection, kv_width(), c.key_dim);
     check("value_projection", value_projection, kv_width(), c.value_dim);
     check("output_projection", output_projection, c.embed_dim, width());
+    const Index normed = c.qk_norm ? c.head_dim : 0;
+    for (const auto* norm : {&query_norm, &key_norm}) {
+      if (norm->size() != normed) {
+        detail::fail(function, norm == &query_norm ? "query_norm has " : "key_norm has ",
+                     norm->size(), " entries, but the module needs ", normed);
+      }
+    }
+  }
+
+  /// An input alone: (batch, seq, features) or (seq, features).
+  template <class X>
+  static void check_input(const char* function, const char* what, const X& x, Index features) {
+    static_assert(detail::rank_of<X> >= 2 && detail::rank_of<X> <= 3,
+                  "heed: MultiHeadAttention takes (batch, seq, dim) or (seq, dim)");
+    detail::check_not_integers<X>();
+    detail::check_extents(function, what, view(x).shape);
+    if (view(x).shape.back() != features) {
+      detail::fail(function, what, " of shape ", view(x).shape, " does not fit a width of ",
+                   features, " (last axis)");
+    }
+  }
+
+  /// A cache of `batch` sequences of this module's heads.
+  template <class Cache>
+  void check_cache(const char* function, const Cache& cache, Index batch) const {
+    const auto has = cache.extents();
+    const std::array<Index, 4> shape{has.batch, has.kv_heads, has.key_dim, has.value_dim};
+    const std::array<Index, 4> needed{batch, config_.num_kv_heads, config_.head_dim,
+                                      config_.head_dim};
+    if (shape != needed) {
+      detail::fail(function, "the cache has a batch, heads, and widths of keys and values of ",
+                   shape, ", but the module and its input need ", needed);
+    }
+  }
+
+  template <class X, class Cache>
+  void check_new_tokens(const X& x, const Cache& cache, const AttentionOptions& options) const {
+    check_weights(called);
+    if (config_.key_dim != config_.embed_dim || config_.value_dim != config_.embed_dim) {
+      detail::fail(called,
+                   "self-attention takes queries, keys and values of one width, but they are ",
+                   config_.embed_dim, ", ", config_.key_dim, " and ", config_.value_dim);
+    }
+    check_input(called, "x", x, config_.embed_dim);
+    check_cache(called, cache, as_batch(view(x)).shape[0]);
+    const Dropout refused_before_append(called, options.dropout, options.seed);
+  }
+
+  template <class X, class Cache>
+  void check_cross(const X& x, const Cache& cache) const {
+    constexpr const char* function = "MultiHeadAttention::cross";
+    check_weights(function);
+    check_input(function, "x", x, config_.embed_dim);
+    check_cache(function, cache, as_batch(view(x)).shape[0]);
+  }
+
+  /// `out` has the shape of the query and shares no elements with it or with a parameter.
+  template <class Out, class Q>
+  auto check_target(const char* function, Out& out, const Q& q) const {
+    const auto target = detail::module_target(function, out, view(q).shape);
+    detail::check_not_aliased(function, target, detail::rank4(q), "the query");
+    for (const auto* projection :
+         {&query_projection, &key_projection, &value_projection, &output_projection}) {
+      detail::check_not_parameters(function, target, *projection);
+    }
+    detail::check_not_aliased(function, target, detail::rank4(query_norm), "query_norm");
+    detail::check_not_aliased(function, target, detail::rank4(key_norm), "key_norm");
+    return target;
   }
 
   template <class Q, class K, class V>
@@ -258,39 +545,102 @@ struct MultiHeadAttention {
     projected("the projected key", key, kv_width());
   }
 
+  /// Room for `features` of each token of x.
+  template <class Element, class X>
+  static View<Element, 3> room(detail::Layout& layout, const X& x, Index features) {
+    return detail::take_tensor<Element>(layout, std::array{x.shape[0], x.shape[1], features});
+  }
+
+  /// `count` tokens of each sequence from `first` on.
+  template <class Element>
+  static View<Element, 3> part(View<Element, 3> x, Index first, Index count) {
+    x.data += first * x.strides[1];
+    x.shape[1] = count;
+    return x;
+  }
+
+  /// The positions (batch, n) of the tokens that come next; returns the length of the longest
+  /// sequence.
+  template <class Cache>
+  static Index fill_positions(const Cache& cache, const View<Index, 2>& positions) {
+    Index longest = 0;
+    for (Index b = 0; b < positions.shape[0]; ++b) {
+      const Index length = cache.held(b).length;
+      longest = std::max(longest, length);
+      for (Index i = 0; i < positions.shape[1]; ++i) positions(b, i) = length + i;
+    }
+    return longest;
+  }
+
+  /// Queries or keys as they meet: projected, normed from there into `to`, which may be the same,
+  /// and rotated.
+  template <class X, class Element, class Positions>
+  void prepare(const Linear<Scalar>& projection, const Vector<Scalar>& norm, Index heads,
+               const View<X, 3>& x, const View<Element, 3>& projected, const View<Element, 3>& to,
+               const Positions& positions, const AttentionOptions& options) const {
+    projection.into(projected, x, options.pool);
+    const auto per_head = split_heads(to, heads);
+    if (config_.qk_norm) {
+      detail::HeadNorm<Scalar>{norm}.forward(split_heads(projected, heads), per_head, options.pool);
+    }
+    if constexpr (detail::Laned<detail::Accumulator<Element>>) {
+      if (config_.rotary) {
+        rotary_into(per_head, per_head, positions, *config_.rotary, options.pool);
+      }
+    }
+  }
+  void prepare_query(const auto& x, const auto& projected, const auto& to, const auto& positions,
+                     const AttentionOptions& options) const {
+    prepare(query_projection, query_norm, config_.num_heads, x, projected, to, positions, options);
+  }
+  void prepare_key(const auto& x, const auto& projected, const auto& to, const auto& positions,
+                   const AttentionOptions& options) const {
+    prepare(key_projection, key_norm, config_.num_kv_heads, x, projected, to, positions, options);
+  }
+
   /// The projections of inputs that are checked, and room for what follows.
   template <class Q, class K, class V, class M>
   auto project(const Q& q, const K& k, const V& v, const M& mask,
                const AttentionOptions& options) const {
+    using Element = detail::ScalarOf<Q>;
     detail::check_types<Q, K, V, DotProduct, M>();
     const auto query = as_batch(view(q)), key = as_batch(view(k)), value = as_batch(view(v));
-    const Index batch = query.shape[0], queries = query.shape[1];
-    MultiHeadPass<Scalar, Q, K, V, M> pass({view(q), view(k), view(v), mask, options});
-    const auto into = [&](Tensor<Scalar, 3>& to, const Linear<Scalar>& projection, const auto& x) {
-      to.resize(batch, x.shape[1], projection.out_features());
-      projection.into(to, x, options.pool);
+    MultiHeadPass<Element, Q, K, V, M> pass({view(q), view(k), view(v), mask, options});
+    const auto resize = [](Tensor<Element, 3>& x, const auto& like, Index features) {
+      x.resize(like.shape[0], like.shape[1], features);
+      return view(x);
     };
-    into(pass.query, query_projection, query);
-    into(pass.key, key_projection, key);
-    into(pass.value, value_projection, value);
-    pass.context.resize(batch, queries, width());
-    pass.log_sum_exp.resize(batch, config_.num_heads, queries);
+    const auto q_to = resize(pass.query, query, width()), k_to = resize(pass.key, key, kv_width());
+    const bool norm = config_.qk_norm;
+    prepare_query(query, norm ? resize(pass.projected_query, query, width()) : q_to, q_to, Index(0),
+                  options);
+    prepare_key(key, norm ? resize(pass.projected_key, key, kv_width()) : k_to, k_to, Index(0),
+                options);
+    value_projection.into(resize(pass.value, value, kv_width()), value, options.pool);
+    resize(pass.context, query, width());
+    pass.log_sum_exp.resize(query.shape[0], config_.num_heads, query.shape[1]);
+    pass.output = detail::make_result<Element, Q>(view(q).shape);
     return pass;
   }
 
-  template <class Pass>
-  auto make_call(const Pass& pass) const {
-    const auto query = split_heads(pass.query, config_.num_heads);
-    const auto key = split_heads(pass.key, config_.num_kv_heads);
-    const auto value = split_heads(pass.value, config_.num_kv_heads);
-    return detail::TensorCall("MultiHeadAttention", query, key, value);
+  template <class Element>
+  auto make_call(const View<Element, 3>& query, const View<Element, 3>& key,
+                 const View<Element, 3>& value) const {
+    const auto of_query = split_heads(query, config_.num_heads);
+    const auto of_key = split_heads(key, config_.num_kv_heads);
+    const auto of_value = split_heads(value, config_.num_kv_heads);
+    return detail::TensorCall(called, of_query, of_key, of_value);
   }
 
-  template <class Pass, class QueryView>
-  void project_output(Pass& pass, const QueryView& query, const AttentionOptions& options) const {
-    using Output = decltype(pass.output);
-    pass.output = detail::make_result<Scalar, Output>(query.shape);
-    output_projection.into(as_batch(view(pass.output)), pass.context, options.pool);
+  template <class Element, class M>
+  void attend(const View<Element, 3>& query, const View<Element, 3>& key,
+              const View<Element, 3>& value, const View<Element, 3>& context,
+              const View<detail::Accumulator<Element>, 3>& log_sum_exp, const M& mask,
+              const AttentionOptions& options) const {
+    make_call(query, key, value).run(scaled_dot_product(), mask, options, [&] {
+      return detail::ForwardOutput<Element, detail::Accumulator<Element>>{
+          split_heads(context, config_.num_heads), log_sum_exp, {}};
+    });
   }
 
   /// (seq, dim) as (1, seq, dim).

@@ -1,9 +1,13 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
+#include <type_traits>
 #include <utility>
 
+#include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
 #include "heed/module/linear.hpp"
 #include "heed/operator/attention.hpp"
@@ -73,6 +77,42 @@ void check_projected(const char* function, const char* name, const Input& input,
          ", but the projection's weight is (", projection.out_features(), ", ",
          projection.in_features(), "); is the pass from another module?");
   }
+}
+
+/// Room for a tensor.
+template <class Element, std::size_t Rank>
+View<Element, static_cast<int>(Rank)> take_tensor(Layout& layout,
+                                                  const std::array<Index, Rank>& shape) {
+  View<Element, static_cast<int>(Rank)> result{nullptr, shape, {}};
+  Index stride = 1;
+  for (std::size_t axis = Rank; axis-- > 0; stride *= shape[axis]) result.strides[axis] = stride;
+  result.data = layout.take<Element>(stride);
+  return result;
+}
+
+/// What a module's result is written to, as rank 4: refused where its shape is another or where
+/// elements of it overlap.
+template <class Out, std::size_t Rank>
+auto module_target(const char* function, Out& out, const std::array<Index, Rank>& shape) {
+  const auto target = view(out);
+  using Element = std::remove_pointer_t<decltype(target.data)>;
+  static_assert(!std::is_const_v<Element>, "heed: the output cannot be written to");
+  static_assert(decltype(target)::Rank == Rank, "heed: the output has the rank of the query");
+  check_not_integers<Out>();
+  if (target.shape != shape) {
+    fail(function, "the output has shape ", target.shape, ", but the module gives ", shape);
+  }
+  const auto wide = rank4(target);
+  check_writable(function, wide, "the output");
+  return wide;
+}
+
+/// Refuses an output that shares elements with a projection's parameters.
+template <class Out, class Scalar>
+void check_not_parameters(const char* function, const View<Out, 4>& out,
+                          const Linear<Scalar>& projection) {
+  check_not_aliased(function, out, rank4(projection.weight), "a weight");
+  check_not_aliased(function, out, rank4(projection.bias), "a bias");
 }
 
 /// Refuses a gradient of another shape than the output has.
