@@ -52,6 +52,9 @@ void expect_gradients(const MultiHeadConfig& config, Index batch, const Mask& ma
                       &module.output_projection}) {
     if (c.bias) layer->bias = vector_of<double>(layer->weight.rows(), 9);
   }
+  for (auto* norm : {&module.query_norm, &module.key_norm}) {
+    *norm += vector_of<double>(norm->size(), norm == &module.key_norm ? 7 : 8, .5);
+  }
   expect_module_slopes(module, make<double, Rank, Order>(random({batch, 1, 5, c.embed_dim}, 1)),
                        make<double, Rank, Order>(random({batch, 1, 7, c.key_dim}, 2)),
                        make<double, Rank, Order>(random({batch, 1, 7, c.value_dim}, 3)), mask,
@@ -76,6 +79,23 @@ TEST(MultiHeadAttentionBackward, IsTheSlopeOfEveryInputAndParameter) {
   expect_gradients<2, Eigen::ColMajor>(widths, 1, no_mask());
   expect_gradients<3, Eigen::RowMajor>(wider, 2, causal());
   expect_gradients<3, Eigen::RowMajor>(narrower, 2, by_head);
+  const MultiHeadConfig normed{.embed_dim = 6, .num_heads = 2, .qk_norm = true};
+  const MultiHeadConfig rotated{
+      .embed_dim = 8,
+      .num_heads = 2,
+      .rotary = RotaryConfig{.dim = 2, .layout = RotaryLayout::interleaved}};
+  const MultiHeadConfig both{.embed_dim = 7,
+                             .num_heads = 4,
+                             .num_kv_heads = 2,
+                             .key_dim = 5,
+                             .bias = true,
+                             .head_dim = 6,
+                             .rotary = RotaryConfig{.layout = RotaryLayout::half},
+                             .qk_norm = true};
+  expect_gradients<3, Eigen::RowMajor>(normed, 2, causal());
+  expect_gradients<3, Eigen::RowMajor>(rotated, 2, no_mask());
+  expect_gradients<3, Eigen::RowMajor>(both, 2, by_head && valid_lens({5, 3}));
+  expect_gradients<2, Eigen::ColMajor>(both, 1, causal());
 }
 
 TEST(MultiHeadAttentionBackward, OfOneInputIsTheSumOfItsThreeParts) {
@@ -103,8 +123,13 @@ TEST(MultiHeadAttentionBackward, ResultsHaveTheTypesOfTheInputs) {
 }
 
 TEST(MultiHeadAttentionBackward, HiddenInputsReachNothing) {
-  const MultiHeadAttention<float> module(
-      {.embed_dim = 16, .num_heads = 4, .num_kv_heads = 2, .bias = true}, 2);
+  const MultiHeadAttention<float> module({.embed_dim = 16,
+                                          .num_heads = 4,
+                                          .num_kv_heads = 2,
+                                          .bias = true,
+                                          .rotary = RotaryConfig{.layout = RotaryLayout::half},
+                                          .qk_norm = true},
+                                         2);
   const Reference x = random({2, 1, 30, 16}, 1), q = random({2, 1, 9, 16}, 2);
   const std::vector<Index> lens = {20, 0};
   const auto grad = make<float, 3>(random({2, 1, 9, 16}, 3));

@@ -27,6 +27,35 @@ TEST(MultiHeadAttention, ByHand) {
   EXPECT_NEAR(output(0, 0, 1), 15, 1e-14);
 }
 
+/// Heads as they meet, (batch, heads, seq, dim): normed, then rotated by their place in the
+/// sequence.
+template <class Scalar>
+Reference as_they_meet(Reference x, const Vector<Scalar>& norm, const MultiHeadConfig& config) {
+  const Index width = x.dimension(3);
+  const Index dim = config.rotary && config.rotary->dim != 0 ? config.rotary->dim : width;
+  for_each_index(
+      {x.dimension(0), x.dimension(1), x.dimension(2), 1}, [&](Index b, Index h, Index i, Index) {
+        double squares = 0;
+        for (Index c = 0; c < width; ++c) squares += x(b, h, i, c) * x(b, h, i, c);
+        const double root = std::sqrt(squares / static_cast<double>(width) + 1e-6);
+        for (Index c = 0; config.qk_norm && c < width; ++c) {
+          x(b, h, i, c) *= number(norm(c)) / root;
+        }
+        for (Index c = 0; config.rotary && c < dim / 2; ++c) {
+          const bool half = config.rotary->layout == RotaryLayout::half;
+          const double angle =
+              static_cast<double>(i) *
+              std::pow(config.rotary->base, -2 * static_cast<double>(c) / static_cast<double>(dim));
+          double &first = x(b, h, i, half ? c : 2 * c),
+                 &second = x(b, h, i, half ? c + dim / 2 : 2 * c + 1);
+          const double before = first;
+          first = before * std::cos(angle) - second * std::sin(angle);
+          second = second * std::cos(angle) + before * std::sin(angle);
+        }
+      });
+  return x;
+}
+
 struct Case {
   MultiHeadConfig config;
   Index batch, queries, keys;
@@ -58,13 +87,19 @@ void expect_split_project_attend_merge(const Case& c, const Mask& mask, const Al
     // Biases start from zero; others show a bias that is left out.
     if (f.bias) layer->bias = vector_of<Scalar>(layer->weight.rows(), 9);
   }
+  for (auto* norm : {&module.query_norm, &module.key_norm}) {
+    ASSERT_EQ(norm->size(), f.qk_norm ? head_dim : 0);
+    EXPECT_EQ(*norm, Vector<Scalar>(Vector<Scalar>::Ones(norm->size())));
+    *norm = vector_of<Scalar>(norm->size(), norm == &module.key_norm ? 7 : 8);
+  }
   const Reference q = random({c.batch, 1, c.queries, f.embed_dim}, 1),
                   k = random({c.batch, 1, c.keys, key_dim}, 2);
   const Reference v = random({c.batch, 1, c.keys, value_dim}, 3);
-  const auto inner = attend<double>(split(projected(module.query_projection, q), f.num_heads),
-                                    split(projected(module.key_projection, k), key_heads),
-                                    split(projected(module.value_projection, v), key_heads),
-                                    scaled_dot(), allowed, [](auto...) { return 1.0; });
+  const auto inner = attend<double>(
+      as_they_meet(split(projected(module.query_projection, q), f.num_heads), module.query_norm, f),
+      as_they_meet(split(projected(module.key_projection, k), key_heads), module.key_norm, f),
+      split(projected(module.value_projection, v), key_heads), scaled_dot(), allowed,
+      [](auto...) { return 1.0; });
   const Reference expected = projected(module.output_projection, merged(inner.output));
   // Four sums of products of numbers below 1, one after the other.
   const Index terms = f.embed_dim + key_dim + value_dim + f.num_heads * head_dim;
@@ -106,7 +141,27 @@ TEST(MultiHeadAttention, IsSplitProjectAttendMerge) {
         .head_dim = 2},
        1,
        26,
-       50}};
+       50},
+      {{.embed_dim = 16, .num_heads = 4, .qk_norm = true}, 2, 7, 9},
+      {{.embed_dim = 12,
+        .num_heads = 4,
+        .num_kv_heads = 2,
+        .head_dim = 10,
+        .rotary = RotaryConfig{.dim = 6, .layout = RotaryLayout::interleaved}},
+       2,
+       26,
+       30},
+      {{.embed_dim = 20,
+        .num_heads = 4,
+        .num_kv_heads = 1,
+        .key_dim = 7,
+        .bias = true,
+        .head_dim = 34,
+        .rotary = RotaryConfig{.base = 500, .layout = RotaryLayout::half},
+        .qk_norm = true},
+       2,
+       25,
+       49}};
   for (const Case& c : cases) {
     expect_split_project_attend_merge<float>(c, no_mask(), everything());
     expect_split_project_attend_merge<double>(c, no_mask(), everything());
@@ -144,8 +199,13 @@ TEST(MultiHeadAttention, AQueryWithoutAKeyGivesTheBiasOfTheOutput) {
 }
 
 TEST(MultiHeadAttention, ThreadsChangeNoBit) {
-  MultiHeadAttention<float> module(
-      {.embed_dim = 32, .num_heads = 4, .num_kv_heads = 2, .bias = true}, 2);
+  MultiHeadAttention<float> module({.embed_dim = 32,
+                                    .num_heads = 4,
+                                    .num_kv_heads = 2,
+                                    .bias = true,
+                                    .rotary = RotaryConfig{.layout = RotaryLayout::half},
+                                    .qk_norm = true},
+                                   2);
   const auto x = make<float, 3>(random({2, 1, 70, 32}, 1));
   const Reference alone = reference(module(x, x, x, causal(), {.dropout = .3, .seed = 4}));
   for (const int threads : {1, 2, 3}) {
@@ -153,6 +213,36 @@ TEST(MultiHeadAttention, ThreadsChangeNoBit) {
     EXPECT_TRUE(same(
         reference(module(x, x, x, causal(), {.dropout = .3, .seed = 4, .pool = &pool})), alone));
   }
+}
+
+TEST(MultiHeadAttention, IntoEveryStrideAndNothingElse) {
+  const MultiHeadAttention<float> module({.embed_dim = 16, .num_heads = 4, .bias = true}, 2);
+  const Reference x = random({2, 1, 30, 16}, 1);
+  const auto input = make<float, 3>(x);
+  const Reference expected = reference(module(input, input, input, causal()));
+  for (const auto& backwards : directions) {
+    Scattered<float> to(constant({2, 1, 30, 16}, nan), backwards);
+    const auto wide = to.view();
+    module.into(
+        View<float, 3>{wide.data, {2, 30, 16}, {wide.strides[0], wide.strides[2], wide.strides[3]}},
+        input, input, input, causal());
+    EXPECT_TRUE(near(reference(wide), expected, 1e-6));
+    EXPECT_EQ(to.written(), x.size());
+  }
+  Tensor<float, 3> own = input, short_one(2, 29, 16);
+  const auto other = input;
+  EXPECT_TRUE(
+      refuses([&] { module.into(short_one, own, own, own); }, {"(2, 29, 16)", "(2, 30, 16)"}));
+  EXPECT_TRUE(refuses([&] { module.into(own, own, other, other); }, {"shares", "query"}));
+  EXPECT_TRUE(refuses([&] { module.into(own, other, own, other); }, {"shares", "key"}));
+  EXPECT_TRUE(refuses([&] { module.into(own, other, other, own); }, {"shares", "value"}));
+  EXPECT_TRUE(refuses([&] { module.into(own, other, other, other, valid_lens({1})); }, {"heed::"}));
+  const Eigen::Map<const Matrix<float>> weight(module.key_projection.weight.data(), 16, 16);
+  auto& itself = const_cast<Matrix<float>&>(module.key_projection.weight);
+  const Matrix<float> one = weight;
+  EXPECT_TRUE(refuses([&] { module.into(itself, one, one, one); }, {"shares", "weight"}));
+  EXPECT_EQ(itself, one);
+  EXPECT_TRUE(same(reference(own), x));
 }
 
 TEST(MultiHeadAttention, TakesColumnMajorTensors) {
@@ -236,6 +326,17 @@ TEST(MultiHeadAttention, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(
       refuses([] { MultiHeadAttention<float>({.embed_dim = 24, .num_heads = 3, .head_dim = -4}); },
               {"heed::MultiHeadAttention", "head_dim", "-4"}));
+  const auto rotated = [](const RotaryConfig& rotary) {
+    return [rotary] {
+      MultiHeadAttention<float>({.embed_dim = 20, .num_heads = 4, .rotary = rotary});
+    };
+  };
+  EXPECT_TRUE(refuses(rotated({.layout = RotaryLayout::half}),
+                      {"heed::MultiHeadAttention", "rotated", "5"}));
+  EXPECT_TRUE(refuses(rotated({.dim = 6, .layout = RotaryLayout::half}),
+                      {"heed::MultiHeadAttention", "6", "5"}));
+  EXPECT_TRUE(refuses(rotated({.dim = 4, .layout = RotaryLayout::half, .axes = 2}),
+                      {"heed::MultiHeadAttention", "2 axes"}));
 }
 
 /// Every call of the module throws, with the function's name and the parts.
