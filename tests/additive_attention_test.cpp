@@ -57,6 +57,28 @@ void expect_formula() {
   EXPECT_TRUE(near(reference(weights), expected.weights, expected.weights_bound + projection));
 }
 
+TEST(AdditiveAttention, IntoEveryStrideAndNothingElse) {
+  const AdditiveAttention<float> module(6, 2, 8, 3);
+  const Reference q = random({2, 1, 13, 6}, 1), k = random({2, 1, 49, 2}, 2),
+                  v = random({2, 1, 49, 6}, 3);
+  const auto query = make<float, 3>(q), key = make<float, 3>(k), value = make<float, 3>(v);
+  const Reference expected = reference(module(query, key, value, valid_lens({7, 30})));
+  Scattered<float> to(constant({2, 1, 13, 6}, nan));
+  const auto wide = to.view();
+  module.into(
+      View<float, 3>{wide.data, {2, 13, 6}, {wide.strides[0], wide.strides[2], wide.strides[3]}},
+      query, key, value, valid_lens({7, 30}));
+  EXPECT_TRUE(near(reference(wide), expected, 1e-6));
+  EXPECT_EQ(to.written(), 2 * 13 * 6);
+  Tensor<float, 3> own = query, same_value = value, narrow(2, 13, 5);
+  EXPECT_TRUE(refuses([&] { module.into(narrow, own, key, value); },
+                      {"heed::AdditiveAttention", "(2, 13, 5)", "(2, 13, 6)"}));
+  EXPECT_TRUE(refuses([&] { module.into(own, own, key, value); }, {"shares", "query"}));
+  EXPECT_TRUE(
+      refuses([&] { module.into(same_value, value, key, same_value); }, {"shares", "value"}));
+  EXPECT_TRUE(same(reference(own), q));
+}
+
 TEST(AdditiveAttention, IsTheFormula) {
   expect_formula<float, Eigen::RowMajor>();
   expect_formula<float, Eigen::ColMajor>();

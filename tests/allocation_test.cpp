@@ -1,6 +1,9 @@
 #include "heed/linear.hpp"
 
 #include "allocation_support.hpp"
+#include "heed/additive_attention.hpp"
+#include "heed/cache.hpp"
+#include "heed/multi_head_attention.hpp"
 #include "score_support.hpp"
 
 #ifdef HEED_TEST_COUNTS_ALLOCATIONS
@@ -106,6 +109,56 @@ TEST(Allocations, NorForMatrixProductsAndLinear) {
     const auto projection = [&] { linear.into(c, a); };
     projection();
     EXPECT_EQ(allocations_of(projection), 0) << n;
+  }
+}
+
+TEST(Allocations, NorForModules) {
+  const MultiHeadAttention<Eigen::bfloat16> module(
+      {.embed_dim = 24,
+       .num_heads = 4,
+       .num_kv_heads = 2,
+       .bias = true,
+       .rotary = RotaryConfig{.layout = RotaryLayout::half},
+       .qk_norm = true},
+      3);
+  for (const Index n : {1, 5, 70}) {
+    int line = 0;
+    const auto none = [&](const auto& call) {
+      call();
+      EXPECT_EQ(allocations_of(call), 0) << n << " tokens, call " << line;
+      ++line;
+    };
+    const auto x = make<float, 3>(random({2, 1, n, 24}, 1));
+    Tensor<float, 3> out(2, n, 24);
+    none([&] { module.into(out, x, x, x, causal()); });
+    const CacheConfig sizes{
+        .batch = 2, .kv_heads = 2, .key_dim = 6, .value_dim = 6, .capacity = 1000};
+    KeyValueCache<float> cache(sizes);
+    none([&] {
+      cache.clear();
+      module.into(out, x, cache);
+    });
+    none([&] { module.cross_into(out, x, cache); });
+    none([&] {
+      cache.clear();
+      module.remember(cache, x, x);
+    });
+    auto ring = sizes;
+    ring.window = 9;
+    KeyValueCache<Eigen::half> window(ring);
+    none([&] {
+      window.clear();
+      module.into(out, x, window);
+    });
+    PagePool<float> pool(
+        {.pages = 200, .page_size = 4, .kv_heads = 2, .key_dim = 6, .value_dim = 6});
+    PagedKeyValueCache<float> paged(pool, 2);
+    none([&] {
+      paged.clear();
+      module.into(out, x, paged);
+    });
+    const AdditiveAttention<float> additive_module(24, 24, 8, 3);
+    none([&] { additive_module.into(out, x, x, x, causal()); });
   }
 }
 

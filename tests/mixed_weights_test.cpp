@@ -1,5 +1,10 @@
+#include <map>
+#include <string>
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
+#include "heed/additive_attention.hpp"
+#include "heed/cache.hpp"
+#include "heed/multi_head_attention.hpp"
 #include "module_support.hpp"
 
 namespace heed::test {
@@ -92,6 +97,90 @@ TEST(MixedWeights, GradientsOfLinear) {
                    rounded<bfloat16>(reference(widened<float>(layer)
                                                    .backward(make<float, 3>(x), make<float, 3>(g))
                                                    .parameters.weight))));
+}
+
+/// The parameters of one module, each rounded to the other's type, found by their names.
+template <class From, class To>
+void copy_parameters(const From& from, To& to) {
+  std::map<std::string, Reference, std::less<>> values;
+  for_each_parameter(from, [&](std::string_view name, const auto& value) {
+    values.emplace(name, reference(value));
+  });
+  for_each_parameter(to, [&](std::string_view name, auto& value) {
+    using Parameter = std::remove_reference_t<decltype(value)>;
+    value = make<typename Parameter::Scalar, 2>(values.at(std::string(name)));
+  });
+}
+
+MultiHeadConfig everything_on() {
+  return {.embed_dim = 24,
+          .num_heads = 4,
+          .num_kv_heads = 2,
+          .bias = true,
+          .head_dim = 10,
+          .rotary = RotaryConfig{.layout = RotaryLayout::half},
+          .qk_norm = true};
+}
+
+TEST(MixedWeights, MultiHeadAttentionIsThatOfTheWidenedWeights) {
+  const MultiHeadAttention<bfloat16> narrow(everything_on(), 3);
+  MultiHeadAttention<float> wide(everything_on());
+  copy_parameters(narrow, wide);
+  const auto x = make<float, 3>(random({2, 1, 30, 24}, 1));
+  const auto y = narrow(x, x, x, causal());
+  static_assert(std::is_same_v<std::remove_cvref_t<decltype(y)>, Tensor<float, 3>>);
+  const Reference expected = reference(wide(x, x, x, causal()));
+  EXPECT_TRUE(same(reference(y), expected));
+  const auto weighted_output = narrow.forward_with_weights(x, x, x, causal());
+  static_assert(
+      std::is_same_v<std::remove_cvref_t<decltype(weighted_output.weights)>, Tensor<float, 4>>);
+  EXPECT_TRUE(near(reference(weighted_output.output), expected, 1e-5));
+
+  const CacheConfig sizes{
+      .batch = 2, .kv_heads = 2, .key_dim = 10, .value_dim = 10, .capacity = 30};
+  KeyValueCache<float> cache(sizes);
+  EXPECT_TRUE(near(reference(narrow(x, cache)), expected, 1e-5));
+  KeyValueCache<bfloat16> halved(sizes);
+  EXPECT_TRUE(near(reference(narrow(x, halved)), expected, .05));
+
+  const auto grad = make<float, 3>(random({2, 1, 30, 24}, 2));
+  const auto pass = narrow.forward(x, x, x, causal());
+  static_assert(std::is_same_v<std::remove_cvref_t<decltype(pass.context)>, Tensor<float, 3>>);
+  const auto result = narrow.backward(pass, grad);
+  static_assert(std::is_same_v<std::remove_cvref_t<decltype(result.parameters)>,
+                               MultiHeadAttention<bfloat16>>);
+  const auto of_wide = wide.backward(wide.forward(x, x, x, causal()), grad);
+  EXPECT_TRUE(same(reference(result.key), reference(of_wide.key)));
+  MultiHeadAttention<bfloat16> rounded_parameters = narrow;
+  copy_parameters(of_wide.parameters, rounded_parameters);
+  for_each_parameter(result.parameters, rounded_parameters,
+                     [](const auto& given, const auto& expected_value) {
+                       EXPECT_TRUE(same(reference(given), reference(expected_value)));
+                     });
+}
+
+TEST(MixedWeights, AdditiveAttentionIsThatOfTheWidenedWeights) {
+  const AdditiveAttention<half> narrow(7, 5, 12, 3);
+  AdditiveAttention<float> wide(7, 5, 12);
+  copy_parameters(narrow, wide);
+  const auto q = make<float, 3>(random({2, 1, 9, 7}, 1)),
+             k = make<float, 3>(random({2, 1, 30, 5}, 2)),
+             v = make<float, 3>(random({2, 1, 30, 4}, 3)),
+             g = make<float, 3>(random({2, 1, 9, 4}, 4));
+  const Reference expected = reference(wide(q, k, v));
+  const auto y = narrow(q, k, v);
+  static_assert(std::is_same_v<std::remove_cvref_t<decltype(y)>, Tensor<float, 3>>);
+  EXPECT_TRUE(same(reference(y), expected));
+  Tensor<float, 3> out(2, 9, 4);
+  narrow.into(out, q, k, v);
+  EXPECT_TRUE(same(reference(out), expected));
+  const auto result = narrow.backward(narrow.forward(q, k, v), g);
+  const auto of_wide = wide.backward(wide.forward(q, k, v), g);
+  static_assert(
+      std::is_same_v<std::remove_cvref_t<decltype(result.parameters)>, AdditiveAttention<half>>);
+  EXPECT_TRUE(same(reference(result.query), reference(of_wide.query)));
+  EXPECT_TRUE(same(reference(result.parameters.score_weight),
+                   rounded<half>(reference(of_wide.parameters.score_weight))));
 }
 
 }  // namespace

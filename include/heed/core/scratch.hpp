@@ -45,7 +45,9 @@ class Layout {
 class Scratch {
  public:
   explicit Scratch(std::size_t bytes) : block_(std::exchange(kept(), Block{})) {
-    if (block_.bytes < bytes) block_ = Block(bytes);
+    // Larger by half, where one grows: what grows a little with each call, such as a cache, then
+    // allocates rarely.
+    if (block_.bytes < bytes) block_ = Block(std::max(bytes, block_.bytes + block_.bytes / 2));
     next_ = block_.data.get();
     ++loans();
   }

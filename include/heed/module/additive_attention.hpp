@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <utility>
 
+#include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
+#include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
 #include "heed/module/initialiser.hpp"
 #include "heed/module/linear.hpp"
@@ -16,19 +18,21 @@
 
 namespace heed {
 
-/// What a pass through AdditiveAttention gives; all but the output is what backward needs.
+/// What a pass through AdditiveAttention gives, of the number type of the query, and the projected
+/// key of that of the key; all but the output is what backward needs.
 template <class Scalar, class Q, class K, class V, class M>
 struct AdditivePass {
   ModuleInputs<Q, K, V, M> inputs;
-  detail::ResultLike<Scalar, Q> projected_query;  ///< (..., queries, hidden)
-  detail::ResultLike<Scalar, K> projected_key;    ///< (..., keys, hidden)
-  detail::ResultLike<Scalar, Q> output;           ///< (..., queries, value_dim)
+  detail::ResultLike<Scalar, Q> projected_query;             ///< (..., queries, hidden)
+  detail::ResultLike<detail::ScalarOf<K>, K> projected_key;  ///< (..., keys, hidden)
+  detail::ResultLike<Scalar, Q> output;                      ///< (..., queries, value_dim)
   /// (..., queries)
   detail::ResultLike<detail::Accumulator<Scalar>, Q, detail::rank_of<Q> - 1> log_sum_exp;
 };
 
 /// score(q, k) = w^T tanh(W_q q + W_k k), for queries and keys of different widths (Bahdanau, Cho
-/// and Bengio, 2015). A Scalar of float, double, half, bfloat16 or the user's own.
+/// and Bengio, 2015). A Scalar of float, double, half, bfloat16 or the user's own; weights may be
+/// narrower than activations (see Linear).
 template <class Scalar>
 struct AdditiveAttention {
   Linear<Scalar> query_projection;  ///< (hidden, query_dim), no bias
@@ -60,6 +64,40 @@ struct AdditiveAttention {
                      additive(score_weight), mask, options);
   }
 
+  /// Writes that into out, of its shape, which shares no elements with an input or a parameter. A
+  /// second call of one shape allocates nothing.
+  template <class Out, class Q, class K, class V, class M = NoMask>
+  void into(Out&& out, const Q& q, const K& k, const V& v, const M& mask = no_mask(),
+            const AttentionOptions& options = {}) const {
+    constexpr const char* function = "AdditiveAttention";
+    detail::check_types<Q, K, V, DotProduct, M>();
+    check_weights(function);
+    const auto projected = [&](const char* name, auto shape, const Linear<Scalar>& projection) {
+      detail::check_extents(function, name, shape);
+      shape.back() = projection.out_features();
+      detail::check_extents(function, name, shape);
+      return shape;
+    };
+    const auto query_shape = projected("query", view(q).shape, query_projection),
+               key_shape = projected("key", view(k).shape, key_projection);
+    auto shape = view(q).shape;
+    shape.back() = view(v).shape.back();
+    const auto target = detail::module_target(function, out, shape);
+    detail::check_not_aliased(function, target, detail::rank4(q), "query");
+    detail::check_not_aliased(function, target, detail::rank4(k), "key");
+    detail::check_not_parameters(function, target, query_projection);
+    detail::check_not_parameters(function, target, key_projection);
+    View<detail::ScalarOf<Q>, detail::rank_of<Q>> query;
+    View<detail::ScalarOf<K>, detail::rank_of<K>> key;
+    const detail::Scratch scratch([&](detail::Layout& layout) {
+      query = detail::take_tensor<detail::ScalarOf<Q>>(layout, query_shape);
+      key = detail::take_tensor<detail::ScalarOf<K>>(layout, key_shape);
+    });
+    query_projection.into(query, q, options.pool);
+    key_projection.into(key, k, options.pool);
+    attention_into(view(out), query, key, v, additive(score_weight), mask, options);
+  }
+
   /// -> {output, weights}; weights (..., queries, keys)
   template <class Q, class K, class V, class M = NoMask>
   auto forward_with_weights(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
@@ -78,19 +116,19 @@ struct AdditiveAttention {
     auto query = query_projection(q, options.pool);
     auto key = key_projection(k, options.pool);
     auto pass = attention_forward(query, key, v, additive(score_weight), mask, options);
-    return AdditivePass<Scalar, Q, K, V, M>{{view(q), view(k), view(v), mask, options},
-                                            std::move(query),
-                                            std::move(key),
-                                            std::move(pass.output),
-                                            std::move(pass.log_sum_exp)};
+    return AdditivePass<detail::ScalarOf<Q>, Q, K, V, M>{{view(q), view(k), view(v), mask, options},
+                                                         std::move(query),
+                                                         std::move(key),
+                                                         std::move(pass.output),
+                                                         std::move(pass.log_sum_exp)};
   }
 
   /// The gradients of a number that depends on the output of a pass through this module, given its
   /// gradient by the output -> {query, key, value, parameters}; parameters is an AdditiveAttention.
   /// Runs on the threads of the pass. std::invalid_argument where grad_output has not the output's
   /// shape, or where the pass is from a module of other widths.
-  template <class Q, class K, class V, class M, class G>
-  auto backward(const AdditivePass<Scalar, Q, K, V, M>& pass, const G& grad_output) const {
+  template <class Element, class Q, class K, class V, class M, class G>
+  auto backward(const AdditivePass<Element, Q, K, V, M>& pass, const G& grad_output) const {
     constexpr const char* function = "AdditiveAttention::backward";
     const auto& in = pass.inputs;
     check_weights(function);

@@ -156,10 +156,15 @@ struct MultiHeadAttention {
     requires(!detail::TokenCache<K>)
   auto operator()(const Q& q, const K& k, const V& v, const M& mask = no_mask(),
                   const AttentionOptions& options = {}) const {
-    check_inputs(called, q, k, v);
-    auto output = detail::make_result<detail::ScalarOf<Q>, Q>(view(q).shape);
-    into(output, q, k, v, mask, options);
-    return output;
+    using Element = detail::ScalarOf<Q>;
+    if constexpr (std::is_trivially_copyable_v<Element>) {
+      check_inputs(called, q, k, v);
+      auto output = detail::make_result<Element, Q>(view(q).shape);
+      into(output, q, k, v, mask, options);
+      return output;
+    } else {
+      return forward(q, k, v, mask, options).output;
+    }
   }
 
   /// Writes that into out, of the shape of the query, which shares no elements with an input or a

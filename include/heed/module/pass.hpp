@@ -83,6 +83,8 @@ void check_projected(const char* function, const char* name, const Input& input,
 template <class Element, std::size_t Rank>
 View<Element, static_cast<int>(Rank)> take_tensor(Layout& layout,
                                                   const std::array<Index, Rank>& shape) {
+  static_assert(std::is_trivially_copyable_v<Element>,
+                "heed: memory is lent to plain numbers only");
   View<Element, static_cast<int>(Rank)> result{nullptr, shape, {}};
   Index stride = 1;
   for (std::size_t axis = Rank; axis-- > 0; stride *= shape[axis]) result.strides[axis] = stride;
