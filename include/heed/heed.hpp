@@ -17,6 +17,7 @@
 // Operators, without weights of their own.
 #include "heed/attention.hpp"
 #include "heed/matmul.hpp"
+#include "heed/ragged.hpp"
 #include "heed/rotary.hpp"
 #include "heed/softmax.hpp"
 

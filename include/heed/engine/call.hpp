@@ -62,24 +62,49 @@ struct BackwardOutput {
   View<Value, 4> value;
 };
 
+/// Work in pieces that are done in any order, by any thread.
+template <class Engine>
+concept InPieces = requires(const Engine& engine, Index n) {
+  { engine.pieces() } -> std::same_as<Index>;
+  engine.run(n, n);
+};
+/// Work that an engine shares out itself.
+template <class Engine>
+concept OnPool =
+    requires(const Engine& engine, Eigen::ThreadPoolInterface* pool) { engine.run(pool); };
+
 /// What every engine is: made for a call if its types are `possible`, run if the call `suits`.
 template <class Engine, class Call>
-concept EngineFor =
-    requires(const Call& call, const Engine& engine, Eigen::ThreadPoolInterface* pool) {
-      { Engine::possible } -> std::convertible_to<bool>;
-      { Engine::suits(call) } -> std::same_as<bool>;
-      Engine(call);
-      engine.run(pool);
-    };
+concept EngineFor = (InPieces<Engine> || OnPool<Engine>) && requires(const Call& call) {
+  { Engine::possible } -> std::convertible_to<bool>;
+  { Engine::suits(call) } -> std::same_as<bool>;
+  Engine(call);
+};
 
-/// Runs the first of the engines that suits the call.
+/// body(engine) with the first of the engines that suits the call.
 template <template <class> class First, template <class> class... Rest, class Call>
-void run_first_that_suits(const Call& call, Eigen::ThreadPoolInterface* pool) {
+void with_first_that_suits(const Call& call, const auto& body) {
   static_assert(EngineFor<First<Call>, Call>);
   if constexpr (First<Call>::possible) {
-    if (First<Call>::suits(call)) return First<Call>(call).run(pool);
+    if (First<Call>::suits(call)) return body(First<Call>(call));
   }
-  if constexpr (sizeof...(Rest) > 0) run_first_that_suits<Rest...>(call, pool);
+  if constexpr (sizeof...(Rest) > 0) with_first_that_suits<Rest...>(call, body);
+}
+
+/// All of an engine's work.
+template <class Engine>
+void run_engine(const Engine& engine, Eigen::ThreadPoolInterface* pool) {
+  if constexpr (OnPool<Engine>) {
+    engine.run(pool);
+  } else {
+    parallel_for(pool, engine.pieces(),
+                 [&engine](Index first, Index last) { engine.run(first, last); });
+  }
+}
+
+template <template <class> class... Engines, class Call>
+void run_first_that_suits(const Call& call, Eigen::ThreadPoolInterface* pool) {
+  with_first_that_suits<Engines...>(call, [pool](const auto& engine) { run_engine(engine, pool); });
 }
 
 }  // namespace heed::detail

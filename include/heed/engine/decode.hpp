@@ -73,12 +73,19 @@ class Decode {
 
   explicit Decode(const Call& call) : call_(call), problem_(call.problem) {}
 
-  /// Scratch: the queries, and the sums of each for every 1,024 keys.
-  void run(Eigen::ThreadPoolInterface* pool) const {
-    const Index heads = problem_.batch * problem_.kv_heads;
+  /// A piece is all that one head of keys is read for. A pool shares the chunks of all heads.
+  Index pieces() const { return problem_.entries() * problem_.kv_heads; }
+  void run(Index first, Index last) const { run(first, last, nullptr); }
+  void run(Eigen::ThreadPoolInterface* pool) const { run(0, pieces(), pool); }
+
+ private:
+  /// Heads first_head .. last_head-1. Scratch: the queries, and the sums of each for every 1,024
+  /// keys.
+  void run(Index first_head, Index last_head, Eigen::ThreadPoolInterface* pool) const {
+    const Index heads = last_head - first_head;
     const Index shared = problem_.heads / problem_.kv_heads * problem_.queries;
     const Index chunks = (problem_.keys + chunk_keys - 1) / chunk_keys;
-    const Index size = Sums::size(problem_.value_dim);
+    const Index size = Sums::size(problem_.value_dim), first_row = first_head * shared;
     const Index blocks =
         problem_.keys < short_keys ? 0 : (shared + L::size - worth_a_block) / L::size;
     Set* sets = nullptr;
@@ -90,7 +97,7 @@ class Decode {
       parts = layout.take<Number>(heads * chunks * shared * size);
     });
     for (Index row = 0; row < heads * shared; ++row) {
-      const Place at = place(row);
+      const Place at = place(first_row + row);
       sets[row] = call_.mask.row(at.batch, at.head, at.query);
       prepare_query(
           call_.score.similarity, problem_,
@@ -113,7 +120,7 @@ class Decode {
       Workspace space(*this, shared, blocks);
       for (Index item = first; item < last; ++item) {
         const Index head = item / chunks, row = head * shared;
-        attend({.first = row,
+        attend({.first = first_row + row,
                 .count = shared,
                 .sets = sets + row,
                 .queries = queries + row * problem_.key_dim,
@@ -129,17 +136,17 @@ class Decode {
       for (Index chunk = 1; chunk < chunks; ++chunk) {
         total.merge(Sums(part + chunk * shared * size, problem_.value_dim));
       }
-      finish(place(row), total);
+      finish(place(first_row + row), total);
     }
   }
 
- private:
   struct Place {
     Index batch, head, query;
   };
   Place place(Index row) const {
     const Index head = row / problem_.queries;
-    return {head / problem_.heads, head % problem_.heads, row % problem_.queries};
+    return {problem_.first_entry() + head / problem_.heads, head % problem_.heads,
+            row % problem_.queries};
   }
 
   /// The queries that share a head of keys.

@@ -10,6 +10,7 @@
 #include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
 #include "heed/core/key_source.hpp"
+#include "heed/core/ragged.hpp"
 #include "heed/core/unit.hpp"
 #include "heed/core/view.hpp"
 #include "heed/engine/backward/loop.hpp"
@@ -29,6 +30,18 @@ namespace detail {
 
 template <class T>
 inline constexpr bool is_tensor_argument = is_view<T> || EigenDense<T> || EigenTensorLike<T>;
+
+/// Refuses heads of keys that do not divide those of queries.
+template <std::size_t R>
+void check_heads(const Problem& problem, const std::array<Index, R>& query,
+                 const std::array<Index, R>& key) {
+  const bool divides =
+      problem.kv_heads > 0 ? problem.heads % problem.kv_heads == 0 : problem.heads == 0;
+  if (!divides) {
+    problem.refuse(problem.kv_heads, " key heads do not divide ", problem.heads,
+                   " query heads (axis 1); query is ", query, ", key is ", key);
+  }
+}
 
 /// The shapes of a call, or std::invalid_argument with the axis and both shapes.
 template <std::size_t R>
@@ -58,18 +71,13 @@ Problem check_shapes(const char* function, const std::array<Index, R>& query,
     require_equal(1, "heads", "key", key, "value", value);
     problem.heads = query[1];
     problem.kv_heads = key[1];
-    const bool divides =
-        problem.kv_heads > 0 ? problem.heads % problem.kv_heads == 0 : problem.heads == 0;
-    if (!divides) {
-      fail(function, problem.kv_heads, " key heads do not divide ", problem.heads,
-           " query heads (axis 1); query is ", query, ", key is ", key);
-    }
+    check_heads(problem, query, key);
   }
   return problem;
 }
 
 template <class Q, class K, class V, class S, class M>
-constexpr void check_types() {
+constexpr void check_tensor_types() {
   static_assert(is_tensor_argument<Q> && is_tensor_argument<K> && is_tensor_argument<V>,
                 "heed: query, key and value are Eigen tensors, matrices or heed::Views");
   static_assert(rank_of<Q> >= 2 && rank_of<Q> <= 4, "heed: query has a rank from 2 to 4");
@@ -85,6 +93,17 @@ constexpr void check_types() {
                     std::is_same_v<Accumulate, Accumulator<ScalarOf<V>>>,
                 "heed: query, key and value are of one number type (half, bfloat16 and float mix)");
   check_not_integers<Q, K, V>();
+}
+
+template <class Q, class K, class V, class S, class M>
+constexpr void check_types() {
+  if constexpr (is_ragged<Q> || is_ragged<K> || is_ragged<V>) {
+    static_assert(is_ragged<Q> && is_ragged<K> && is_ragged<V>,
+                  "heed: query, key and value are all ragged, or none of them is");
+    check_tensor_types<TokensOf<const Q>, TokensOf<const K>, TokensOf<const V>, S, M>();
+  } else {
+    check_tensor_types<Q, K, V, S, M>();
+  }
 }
 
 /// A vector of parameters, or a tensor of them, as rank 4.
@@ -123,11 +142,72 @@ void for_each_parameters(const Bound& bound, const Check& check) {
   if constexpr (has_parameters<Bound>) check(spread(bound.parameters()), bound.parameter_name);
 }
 
+/// body(in_unit, definition) with the score in `Unit` and in natural units, which may be one.
+template <class Number, class Unit, class S>
+void with_scores(const S& score, const Problem& problem, const auto& body) {
+  const auto definition = bind_score<Number, NaturalUnit>(score, problem);
+  using InUnit = decltype(bind_score<Number, Unit>(score, problem));
+  if constexpr (std::is_same_v<InUnit, std::remove_const_t<decltype(definition)>>) {
+    body(definition, definition);
+  } else {
+    body(bind_score<Number, Unit>(score, problem), definition);
+  }
+}
+
+/// Refuses a result that shares elements with a parameter of the score.
+void check_no_parameter(const char* function, const auto& score, const auto& result,
+                        const char* result_name) {
+  const auto check = [&](const auto& parameters, const char* name) {
+    check_not_aliased(function, result, parameters, name, result_name);
+  };
+  for_each_parameters(score.similarity, check);
+  std::apply([&](const auto&... modifier) { (for_each_parameters(modifier, check), ...); },
+             score.modifiers);
+}
+
+/// Refuses gradients of the parameters of a score that do not fit, or that share elements with what
+/// is read or with other gradients. `inputs(check)` hands on what the call reads.
+template <class Pass, class Output>
+void check_trained_score(const char* function, const auto& score, const auto& inputs,
+                         const Pass& pass, const Output& output) {
+  const auto others = [&](const auto& check) {
+    inputs(check);
+    check(pass.output, "pass.output");
+    check(pass.grad_output, "grad_output");
+    check(output.query, "gradients.query");
+    check(output.key, "gradients.key");
+    check(output.value, "gradients.value");
+  };
+  check_trained(function, score.similarity, others);
+  std::apply([&](const auto&... modifier) { (check_trained(function, modifier, others), ...); },
+             score.modifiers);
+}
+
+/// Refuses a pass that does not fit the inputs of `call`, and a gradient of the output that does
+/// not.
+template <class Call, class Output, class LogSumExp, class GradOutput>
+void check_pass_shapes(const Call& call, const Output& output, const LogSumExp& log_sum_exp,
+                       const GradOutput& grad_output) {
+  std::array<Index, Call::rank - 1> rows;
+  std::copy_n(call.query_shape.begin(), Call::rank - 1, rows.begin());
+  const auto require = [&](const char* what, const auto& shape, const auto& expected,
+                           const char* hint) {
+    if (shape != expected) {
+      fail(call.problem.function, what, " has shape ", shape, ", but these inputs give ", expected,
+           hint);
+    }
+  };
+  require("pass.output", output.shape, call.output_shape(), "; is the pass from other inputs?");
+  require("pass.log_sum_exp", log_sum_exp.shape, rows, "; is the pass from other inputs?");
+  require("grad_output", grad_output.shape, call.output_shape(), "");
+}
+
 /// One call of attention: its tensors as rank 4, checked, with score, mask and dropout made for it.
 template <class Q, class K, class V>
 struct TensorCall {
   using Number = Accumulator<ScalarOf<Q>>;
   using FusedUnit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
+  using Element = ScalarOf<Q>;
   static constexpr std::size_t rank = rank_of<Q>;
   View<const ScalarOf<Q>, 4> query;
   TensorRows<ScalarOf<K>> keys;
@@ -166,6 +246,21 @@ struct TensorCall {
     return make_result<Number, Q>(shape);
   }
 
+  /// A tensor of the query's rank, and numbers for its rows, as the engines see them.
+  template <class T>
+  static auto wide(T& x) {
+    return rank4(x);
+  }
+  template <class T>
+  static auto wide_rows(T& x) {
+    return expand<3, 1>(result_view(x));
+  }
+
+  template <class T>
+  static void check_tokens(const T&, const char*) {
+    static_assert(!is_ragged<T>, "heed: the output is ragged, but the inputs are not");
+  }
+
   /// check(view, name) for everything that is read beside the policies.
   void for_each_input(const auto& check) const {
     check(query, "query");
@@ -178,7 +273,7 @@ struct TensorCall {
   template <class S, class M, class Make>
   void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
     bind<FusedUnit>(score, mask, options, make, [&](const auto& call) {
-      check_no_parameter(call.score, call.output.output, "the output");
+      check_no_parameter(problem.function, call.score, call.output.output, "the output");
       if (problem.batch * problem.heads * problem.queries == 0) return;
       run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
     });
@@ -189,8 +284,8 @@ struct TensorCall {
   void run_reference(const S& score, const M& mask, const AttentionOptions& options,
                      const Make& make) const {
     bind<NaturalUnit>(score, mask, options, make, [&](const auto& call) {
-      check_no_parameter(call.score, call.output.output, "the output");
-      check_no_parameter(call.score, call.output.weights, "the weights");
+      check_no_parameter(problem.function, call.score, call.output.output, "the output");
+      check_no_parameter(problem.function, call.score, call.output.weights, "the weights");
       run_first_that_suits<Reference>(call, options.pool);
     });
   }
@@ -210,76 +305,30 @@ struct TensorCall {
   void run_backward(const Pass& pass, const S& score, const M& mask,
                     const AttentionOptions& options, const Make& make) const {
     bind<FusedUnit>(score, mask, options, make, [&](const auto& call) {
-      const auto others = [&](const auto& check) {
-        for_each_input(check);
-        check(pass.output, "pass.output");
-        check(pass.grad_output, "grad_output");
-        check(call.output.query, "gradients.query");
-        check(call.output.key, "gradients.key");
-        check(call.output.value, "gradients.value");
-      };
-      check_trained(problem.function, call.definition.similarity, others);
-      std::apply(
-          [&](const auto&... modifier) {
-            (check_trained(problem.function, modifier, others), ...);
-          },
-          call.definition.modifiers);
+      check_trained_score(
+          problem.function, call.definition, [this](const auto& check) { for_each_input(check); },
+          pass, call.output);
       run_first_that_suits<Backward, ReferenceBackward>(call, options.pool);
       add_sink_gradients(call);
     });
   }
 
-  /// Refuses a pass that does not fit the inputs, and a gradient of the output that does not.
-  template <class Output, class LogSumExp, class GradOutput>
-  void check_pass(const Output& output, const LogSumExp& log_sum_exp,
-                  const GradOutput& grad_output) const {
-    std::array<Index, rank - 1> rows;
-    std::copy_n(query_shape.begin(), rank - 1, rows.begin());
-    const auto require = [&](const char* what, const auto& shape, const auto& expected,
-                             const char* hint) {
-      if (shape != expected) {
-        fail(problem.function, what, " has shape ", shape, ", but these inputs give ", expected,
-             hint);
-      }
-    };
-    require("pass.output", output.shape, output_shape(), "; is the pass from other inputs?");
-    require("pass.log_sum_exp", log_sum_exp.shape, rows, "; is the pass from other inputs?");
-    require("grad_output", grad_output.shape, output_shape(), "");
-  }
-
  private:
-  /// Refuses a result that shares elements with a parameter of the score.
-  void check_no_parameter(const auto& score, const auto& result, const char* result_name) const {
-    const auto check = [&](const auto& parameters, const char* name) {
-      check_not_aliased(problem.function, result, parameters, name, result_name);
-    };
-    for_each_parameters(score.similarity, check);
-    std::apply([&](const auto&... modifier) { (for_each_parameters(modifier, check), ...); },
-               score.modifiers);
-  }
-
   /// Binds the policies, which is where they are checked, makes the output, then calls
   /// body(BoundCall).
   template <class Unit, class S, class M, class Make, class Body>
   void bind(const S& score, const M& mask, const AttentionOptions& options, const Make& make,
             const Body& body) const {
-    const auto definition = bind_score<Number, NaturalUnit>(score, problem);
-    const auto bound_mask = bind_mask(mask, problem);
-    const Dropout dropout(problem.function, options.dropout, options.seed);
-    const auto with = [&](const auto& bound_score) {
+    with_scores<Number, Unit>(score, problem, [&](const auto& in_unit, const auto& definition) {
+      const auto bound_mask = bind_mask(mask, problem);
+      const Dropout dropout(problem.function, options.dropout, options.seed);
       const auto output = make();
       body(BoundCall<
            ScalarOf<Q>, TensorRows<ScalarOf<K>>, TensorRows<ScalarOf<V>>,
-           std::remove_cvref_t<decltype(bound_score)>, std::remove_const_t<decltype(definition)>,
+           std::remove_cvref_t<decltype(in_unit)>, std::remove_cvref_t<decltype(definition)>,
            std::remove_const_t<decltype(bound_mask)>, std::remove_const_t<decltype(output)>>{
-          problem, query, keys, values, bound_score, definition, bound_mask, dropout, output});
-    };
-    using InUnit = decltype(bind_score<Number, Unit>(score, problem));
-    if constexpr (std::is_same_v<InUnit, std::remove_const_t<decltype(definition)>>) {
-      with(definition);
-    } else {
-      with(bind_score<Number, Unit>(score, problem));
-    }
+          problem, query, keys, values, in_unit, definition, bound_mask, dropout, output});
+    });
   }
 };
 

@@ -62,18 +62,17 @@ class Forward {
                             ? problem_.keys
                             : tile_keys_) {}
 
-  void run(Eigen::ThreadPoolInterface* pool) const {
-    parallel_for(
-        pool, problem_.batch * problem_.heads * panels_.count, [this](Index first, Index last) {
-          Workspace space(*this);
-          for (Index item = first; item < last; ++item) {
-            const Index head = item / panels_.count % problem_.heads;
-            const Index batch = item / panels_.count / problem_.heads;
-            const auto panel = panels_[item % panels_.count];
-            with_vectors(panel.vectors,
-                         [&]<int Vectors>() { attend<Vectors>(space, batch, head, panel.first); });
-          }
-        });
+  /// A piece is one panel of one head.
+  Index pieces() const { return problem_.entries() * problem_.heads * panels_.count; }
+  void run(Index first, Index last) const {
+    Workspace space(*this);
+    for (Index item = first; item < last; ++item) {
+      const Index head = item / panels_.count % problem_.heads;
+      const Index batch = problem_.first_entry() + item / panels_.count / problem_.heads;
+      const auto panel = panels_[item % panels_.count];
+      with_vectors(panel.vectors,
+                   [&]<int Vectors>() { attend<Vectors>(space, batch, head, panel.first); });
+    }
   }
 
  private:

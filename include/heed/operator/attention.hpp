@@ -9,8 +9,10 @@
 
 #include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
+#include "heed/core/ragged.hpp"
 #include "heed/core/view.hpp"
 #include "heed/engine/dispatch.hpp"
+#include "heed/engine/ragged.hpp"
 #include "heed/policy/mask/range.hpp"
 #include "heed/policy/options.hpp"
 #include "heed/policy/score/dot_product.hpp"
@@ -37,21 +39,23 @@ template <class Q, class K, class V, class S, class M>
 auto attend(const char* function, const Q& q, const K& k, const V& v, const S& score, const M& mask,
             const AttentionOptions& options) {
   check_types<Q, K, V, S, M>();
-  const TensorCall<Q, K, V> call(function, q, k, v);
+  using Call = CallOf<Q, K, V>;
+  const Call call(function, q, k, v);
   decltype(call.make_output()) output;
   call.run(score, mask, options, [&] {
     output = call.make_output();
-    return ForwardOutput<ScalarOf<Q>, typename TensorCall<Q, K, V>::Number>{rank4(output), {}, {}};
+    return ForwardOutput<typename Call::Element, typename Call::Number>{Call::wide(output), {}, {}};
   });
   return output;
 }
 
 /// What a result of the given shape is written to, as rank 4: refused where its shape is another,
 /// where elements of it overlap, and where it shares elements with an input.
-template <class Q, class K, class V, class Out, std::size_t Rank>
-auto result_target(const TensorCall<Q, K, V>& call, Out& out, const std::array<Index, Rank>& shape,
+template <class Call, class Out, std::size_t Rank>
+auto result_target(const Call& call, Out& out, const std::array<Index, Rank>& shape,
                    const char* name) {
-  const auto target = view(out);
+  call.check_tokens(out, name);
+  const auto target = tokens(out);
   static_assert(!std::is_const_v<std::remove_pointer_t<decltype(target.data)>>,
                 "heed: the output cannot be written to");
   static_assert(decltype(target)::Rank == Rank, "heed: the output has the rank of the query");
@@ -59,7 +63,7 @@ auto result_target(const TensorCall<Q, K, V>& call, Out& out, const std::array<I
   if (target.shape != shape) {
     fail(function, name, " has shape ", target.shape, ", but attention gives ", shape);
   }
-  const auto wide = expand<4, 2>(target);
+  const auto wide = Call::wide(target);
   check_writable(function, wide, name);
   call.for_each_input([&](const auto& input, const char* input_name) {
     check_not_aliased(function, wide, input, input_name, name);
@@ -76,10 +80,10 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
                     const S& score = scaled_dot_product(), const M& mask = no_mask(),
                     const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
-  const detail::TensorCall<Q, K, V> call("attention_into", q, k, v);
+  const detail::CallOf<Q, K, V> call("attention_into", q, k, v);
   const auto wide = detail::result_target(call, out, call.output_shape(), "the output");
   using Element = std::remove_pointer_t<decltype(wide.data)>;
-  using Number = typename detail::TensorCall<Q, K, V>::Number;
+  using Number = typename detail::CallOf<Q, K, V>::Number;
   call.run(score, mask, options,
            [&] { return detail::ForwardOutput<Element, Number>{wide, {}, {}}; });
 }
@@ -108,16 +112,14 @@ template <class Q, class K, class V, class S = DotProduct, class M = NoMask>
 auto attention_forward(const Q& q, const K& k, const V& v, const S& score = scaled_dot_product(),
                        const M& mask = no_mask(), const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
-  const detail::TensorCall<Q, K, V> call("attention_forward", q, k, v);
+  using Call = detail::CallOf<Q, K, V>;
+  const Call call("attention_forward", q, k, v);
   AttentionPass<decltype(call.make_output()), decltype(call.make_log_sum_exp())> pass;
   call.run(score, mask, options, [&] {
     pass.output = call.make_output();
     pass.log_sum_exp = call.make_log_sum_exp();
-    using Number = typename detail::TensorCall<Q, K, V>::Number;
-    return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{
-        detail::rank4(pass.output),
-        detail::expand<3, 1>(detail::result_view(pass.log_sum_exp)),
-        {}};
+    return detail::ForwardOutput<typename Call::Element, typename Call::Number>{
+        Call::wide(pass.output), Call::wide_rows(pass.log_sum_exp), {}};
   });
   return pass;
 }
@@ -129,6 +131,8 @@ auto attention_with_weights(const Q& q, const K& k, const V& v,
                             const S& score = scaled_dot_product(), const M& mask = no_mask(),
                             const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
+  static_assert(!detail::is_ragged<Q>,
+                "heed: the weights of a ragged batch are no tensor; take its sequences one by one");
   const detail::TensorCall<Q, K, V> call("attention_with_weights", q, k, v);
   WeightedAttention<decltype(call.make_output()), decltype(call.make_weights())> result;
   call.run_reference(score, mask, options, [&] {

@@ -44,21 +44,22 @@ struct PassViews {
 /// The pass and the gradient of its output, checked.
 template <class Call, class Pass, class G>
 auto pass_views(const Call& call, const Pass& pass, const G& grad_output) {
-  static_assert(
-      is_tensor_argument<G> && is_tensor_argument<std::remove_cvref_t<decltype(pass.output)>>,
-      "heed: pass.output and grad_output are Eigen tensors, matrices or heed::Views");
+  static_assert(is_tensor_argument<TokensOf<const G>> &&
+                    is_tensor_argument<std::remove_cvref_t<decltype(pass.output)>>,
+                "heed: pass.output and grad_output are Eigen tensors, matrices or heed::Views");
+  call.check_tokens(grad_output, "grad_output");
   const auto output = view(pass.output);
   const auto log_sum_exp = result_view(pass.log_sum_exp);
-  const auto grad = view(grad_output);
+  const auto grad = tokens(grad_output);
   static_assert(decltype(output)::Rank == Call::rank && decltype(grad)::Rank == Call::rank,
                 "heed: pass.output and grad_output have the rank of the query");
   static_assert(decltype(log_sum_exp)::Rank + 1 == Call::rank,
                 "heed: pass.log_sum_exp has the rank of the query less one");
-  check_not_integers<std::remove_cvref_t<decltype(pass.output)>, G>();
-  call.check_pass(output, log_sum_exp, grad);
+  check_not_integers<std::remove_cvref_t<decltype(pass.output)>, TokensOf<const G>>();
+  check_pass_shapes(call, output, log_sum_exp, grad);
   return PassViews<typename decltype(output)::Scalar, typename decltype(log_sum_exp)::Scalar,
-                   typename decltype(grad)::Scalar>{expand<4, 2>(output), expand<3, 1>(log_sum_exp),
-                                                    expand<4, 2>(grad)};
+                   typename decltype(grad)::Scalar>{Call::wide(output),
+                                                    Call::wide_rows(log_sum_exp), Call::wide(grad)};
 }
 
 }  // namespace detail
@@ -74,19 +75,21 @@ void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, cons
                              const AttentionOptions& options = {}) {
   constexpr const char* function = "attention_backward_into";
   detail::check_types<Q, K, V, S, M>();
-  const detail::TensorCall<Q, K, V> call(function, q, k, v);
+  using Call = detail::CallOf<Q, K, V>;
+  const Call call(function, q, k, v);
   const auto views = detail::pass_views(call, pass, grad_output);
   const auto target = [&](auto& gradient, const auto& input, const char* name) {
-    const auto to = view(gradient);
+    const auto to = detail::tokens(gradient);
+    const auto shape = detail::tokens(input).shape;
     using Element = std::remove_pointer_t<decltype(to.data)>;
     static_assert(!std::is_const_v<Element>, "heed: a gradient cannot be written to");
-    static_assert(decltype(to)::Rank == detail::TensorCall<Q, K, V>::rank,
+    static_assert(decltype(to)::Rank == Call::rank,
                   "heed: the gradients have the rank of the inputs");
-    if (to.shape != view(input).shape) {
+    if (to.shape != shape) {
       detail::fail(function, "gradients.", name, " has shape ", to.shape, ", but ", name, " has ",
-                   view(input).shape);
+                   shape);
     }
-    return detail::expand<4, 2>(to);
+    return Call::wide(to);
   };
   const auto dq = target(gradients.query, q, "query");
   const auto dk = target(gradients.key, k, "key");
@@ -130,17 +133,15 @@ auto attention_backward(const Q& q, const K& k, const V& v, const Pass& pass, co
                         const S& score = scaled_dot_product(), const M& mask = no_mask(),
                         const AttentionOptions& options = {}) {
   detail::check_types<Q, K, V, S, M>();
-  const detail::TensorCall<Q, K, V> call("attention_backward", q, k, v);
+  using Call = detail::CallOf<Q, K, V>;
+  const Call call("attention_backward", q, k, v);
   const auto views = detail::pass_views(call, pass, grad_output);
-  const auto like = [](const auto& x) {
-    using T = std::remove_cvref_t<decltype(x)>;
-    return detail::make_result<detail::ScalarOf<T>, T>(view(x).shape);
-  };
+  const auto like = [](const auto& x) { return detail::make_like(x); };
   AttentionGradients<decltype(like(q)), decltype(like(k)), decltype(like(v))> gradients;
   call.run_backward(views, score, mask, options, [&] {
     gradients = {like(q), like(k), like(v)};
-    return views.with(detail::rank4(gradients.query), detail::rank4(gradients.key),
-                      detail::rank4(gradients.value));
+    return views.with(Call::wide(gradients.query), Call::wide(gradients.key),
+                      Call::wide(gradients.value));
   });
   return gradients;
 }

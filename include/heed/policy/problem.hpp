@@ -19,6 +19,18 @@ struct Problem {
   Index batch, heads, kv_heads, queries, keys;
   Index query_dim, key_dim, value_dim;
   std::size_t rank = 4;  ///< of the user's tensors
+  /// The sequences of the batch differ in length: queries and keys are those of the longest, or
+  /// those of `sequence`. A tensor over positions is as long as the longest, or longer.
+  bool ragged = false;
+  Index sequence = -1;  ///< the one batch entry that it is about; -1: all
+
+  /// Batch entries that it is about: first_entry() .. first_entry() + entries()-1.
+  Index first_entry() const { return sequence < 0 ? 0 : sequence; }
+  Index entries() const { return sequence < 0 ? batch : 1; }
+  /// Whether `extent` numbers serve `positions` queries or keys.
+  bool serves(Index extent, Index positions) const {
+    return extent == positions || (ragged && extent > positions);
+  }
 
   std::array<Index, 4> score_shape() const { return {batch, heads, queries, keys}; }
   std::string query_shape() const { return user_shape({batch, heads, queries, query_dim}); }
@@ -64,7 +76,8 @@ Number parameter_as(const Problem& problem, const char* what, double x) {
 }
 
 /// A tensor of rank 2 (queries, keys), 3 (batch in front) or 4 (batch, heads, queries, keys) over
-/// the scores; an axis of extent 1 gets stride 0.
+/// the scores; an axis of extent 1 gets stride 0. Over a ragged batch, queries and keys are counted
+/// within each sequence, and may be more than the longest has.
 template <class T>
 auto broadcast_pairs(const Problem& problem, const char* what, const T& tensor) {
   const auto given = view(tensor);
@@ -73,7 +86,8 @@ auto broadcast_pairs(const Problem& problem, const char* what, const T& tensor) 
   for (std::size_t axis = 0; axis < 4; ++axis) {
     if (result.shape[axis] == 1) {
       result.strides[axis] = 0;
-    } else if (result.shape[axis] != scores[axis]) {
+    } else if (axis < 2 ? result.shape[axis] != scores[axis]
+                        : !problem.serves(result.shape[axis], scores[axis])) {
       constexpr std::array<const char*, 4> names{"batch", "heads", "queries", "keys"};
       problem.refuse(what, " of shape ", given.shape, " does not broadcast over the ", names[axis],
                      " of the scores ", scores);

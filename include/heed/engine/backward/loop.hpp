@@ -76,7 +76,8 @@ class Backward {
     return true;
   }
 
-  explicit Backward(const Call& call)
+  /// `alike`: so many calls of this size make up all the work, of which this one is a part.
+  explicit Backward(const Call& call, Index alike = 1)
       : p_(call.problem),
         call_(call),
         parameters_(call.problem, call.definition),
@@ -89,7 +90,8 @@ class Backward {
         key_width_(padded<Number>(p_.key_dim)),
         value_width_(padded<Number>(p_.value_dim)),
         tile_keys_(std::min(tile_keys(), p_.keys)) {
-    const Index heads = (shared_.batch ? 1 : p_.batch) * (shared_.head ? 1 : p_.kv_heads);
+    const Index heads =
+        (shared_.batch ? 1 : p_.entries() * alike) * (shared_.head ? 1 : p_.kv_heads);
     // An even number, so that two pieces of work are equal; a piece has four blocks or more, or is
     // one of two, as each has sums of its own to be added up.
     if (blocks_ >= 4) blocks_ += blocks_ % 2;
@@ -102,47 +104,63 @@ class Backward {
 
   void run(Eigen::ThreadPoolInterface* pool) const {
     // Gradients that several heads add to have one of them at a time.
-    const Index rounds = (shared_.batch ? p_.batch : 1) * (shared_.head ? p_.kv_heads : 1);
-    const Index heads = p_.batch * p_.kv_heads / std::max<Index>(rounds, 1);
-    const Index all = p_.batch * p_.kv_heads * chunks_, partial = key_value_numbers();
+    const Index rounds = (shared_.batch ? p_.entries() : 1) * (shared_.head ? p_.kv_heads : 1);
+    const Index heads = p_.entries() * p_.kv_heads / std::max<Index>(rounds, 1);
     Number *parameters = nullptr, *partials = nullptr;
     const Scratch scratch([&](Layout& layout) {
-      parameters = layout.take<Number>(all * parameters_.count());
-      partials = layout.take<Number>(chunks_ > 1 ? heads * chunks_ * partial : 0);
+      parameters = layout.take<Number>(pieces() * parameter_numbers());
+      partials = layout.take<Number>(chunks_ > 1 ? heads * chunks_ * key_value_numbers() : 0);
     });
-    std::fill(parameters, parameters + all * parameters_.count(), Number(0));
+    std::fill(parameters, parameters + pieces() * parameter_numbers(), Number(0));
     for (Index round = 0; round < rounds; ++round) {
-      const auto place = [&](Index head) -> std::pair<Index, Index> {
-        if (shared_.batch && shared_.head) return {round / p_.kv_heads, round % p_.kv_heads};
-        if (shared_.batch) return {round, head};
-        if (shared_.head) return {head, round};
-        return {head / p_.kv_heads, head % p_.kv_heads};
-      };
+      const Index head = round * heads, piece = head * chunks_, run = head * runs_of_head();
       parallel_for(pool, heads * chunks_, [&](Index first, Index last) {
-        Workspace space(*this);
-        for (Index item = first; item < last; ++item) {
-          const Index head = item / chunks_, chunk = item % chunks_;
-          const auto [batch, kv_head] = place(head);
-          space.d_key = chunks_ > 1 ? partials + (head * chunks_ + chunk) * partial : space.sums;
-          space.d_value = space.d_key + p_.keys * key_width_;
-          space.parameters = parameters + ((batch * p_.kv_heads + kv_head) * chunks_ + chunk) *
-                                              parameters_.count();
-          attend_back(space, batch, kv_head, chunk);
-          if (chunks_ == 1) write_keys(space.d_key, batch, kv_head, 0, p_.keys);
-        }
+        this->run(piece + first, piece + last, parameters, partials, head);
       });
-      if (chunks_ == 1) continue;
-      constexpr Index run = 64;
-      const Index runs = (p_.keys + run - 1) / run;
-      parallel_for(pool, heads * runs, [&](Index first, Index last) {
-        for (Index item = first; item < last; ++item) {
-          const auto [batch, kv_head] = place(item / runs);
-          const Index from = item % runs * run;
-          write_keys(partials + item / runs * chunks_ * partial, batch, kv_head, from,
-                     std::min(run, p_.keys - from));
-        }
+      parallel_for(pool, chunks_ > 1 ? heads * runs_of_head() : 0, [&](Index first, Index last) {
+        add_partials(run + first, run + last, partials, head);
       });
     }
+    add_parameters(parameters, pieces());
+  }
+
+  /// Whether calls, for different batch entries, and their pieces add to no number in common, so
+  /// that they may run beside one another.
+  bool apart() const { return !shared_.batch && !shared_.head; }
+
+  /// What run(pool) does, for who shares out the pieces of several calls: run() of all pieces, each
+  /// with parameter_numbers() that begin at 0, then add_partials() of all runs of keys, then
+  /// add_parameters() for the pieces of all calls together.
+  Index pieces() const { return p_.entries() * p_.kv_heads * chunks_; }
+  Index parameter_numbers() const { return parameters_.count(); }
+  Index partial_numbers() const { return chunks_ > 1 ? pieces() * key_value_numbers() : 0; }
+  Index key_runs() const { return chunks_ > 1 ? p_.entries() * p_.kv_heads * runs_of_head() : 0; }
+
+  /// `partials` are those of heads from first_head on.
+  void run(Index first, Index last, Number* parameters, Number* partials,
+           Index first_head = 0) const {
+    Workspace space(*this);
+    for (Index piece = first; piece < last; ++piece) {
+      const auto [batch, kv_head] = place(piece / chunks_);
+      space.d_key = chunks_ > 1 ? partials + (piece - first_head * chunks_) * key_value_numbers()
+                                : space.sums;
+      space.d_value = space.d_key + p_.keys * key_width_;
+      space.parameters = parameters + piece * parameters_.count();
+      attend_back(space, batch, kv_head, piece % chunks_);
+      if (chunks_ == 1) write_keys(space.d_key, batch, kv_head, 0, p_.keys);
+    }
+  }
+
+  void add_partials(Index first, Index last, const Number* partials, Index first_head = 0) const {
+    for (Index item = first; item < last; ++item) {
+      const Index head = item / runs_of_head(), from = item % runs_of_head() * run_keys;
+      const auto [batch, kv_head] = place(head);
+      write_keys(partials + (head - first_head) * chunks_ * key_value_numbers(), batch, kv_head,
+                 from, std::min(run_keys, p_.keys - from));
+    }
+  }
+
+  void add_parameters(const Number* parameters, Index all) const {
     parameters_.add(parameters, all);
   }
 
@@ -154,6 +172,18 @@ class Backward {
     const Index keys = static_cast<Index>(Eigen::l2CacheSize()) / 8 / std::max<Index>(row, 1);
     return std::clamp<Index>(keys, 24, 96) / 12 * 12;
   }
+
+  /// Heads of keys in the order in which gradients that they share are added to.
+  std::pair<Index, Index> place(Index head) const {
+    if (shared_.head && !shared_.batch) {
+      return {p_.first_entry() + head % p_.entries(), head / p_.entries()};
+    }
+    return {p_.first_entry() + head / p_.kv_heads, head % p_.kv_heads};
+  }
+
+  /// Sums over pieces are taken so many keys at a time.
+  static constexpr Index run_keys = 64;
+  Index runs_of_head() const { return (p_.keys + run_keys - 1) / run_keys; }
 
   /// Numbers of a key head's two gradients, with lanes over features.
   Index key_value_numbers() const { return p_.keys * (key_width_ + value_width_); }

@@ -46,7 +46,8 @@ void add_sink_gradients(const Call& call) {
       for (Index h = 0; h < p.heads; ++h) {
         const Number logit = modifier.logit(h);
         Number total = zero;
-        for (Index b = 0; b < p.batch && !(logit == none); ++b) {
+        const Index last = p.first_entry() + p.entries();
+        for (Index b = p.first_entry(); b < last && !(logit == none); ++b) {
           // In runs, whose length bounds the growth of rounding errors.
           constexpr Index run = 128;
           for (Index first = 0; first < p.queries; first += run) {

@@ -46,10 +46,11 @@ class ReferenceBackward {
       return std::array<Row, std::tuple_size_v<Modifiers>>{partials_of(modifier)...};
     };
     auto sums = std::apply(partials, call_.definition.modifiers);
-    parallel_for(shared ? nullptr : pool, problem_.batch * problem_.kv_heads,
+    parallel_for(shared ? nullptr : pool, problem_.entries() * problem_.kv_heads,
                  [&](Index first, Index last) {
                    for (Index item = first; item < last; ++item) {
-                     attend_back(item / problem_.kv_heads, item % problem_.kv_heads, sums);
+                     attend_back(problem_.first_entry() + item / problem_.kv_heads,
+                                 item % problem_.kv_heads, sums);
                    }
                  });
     std::size_t m = 0;

@@ -137,17 +137,20 @@ class ReferenceRow {
   std::vector<Number> query_, row_, part_, sums_;
 };
 
-/// body(row, batch, head, query) for every query, with a ReferenceRow for each run of them.
+/// A piece of work is one query of one head.
+inline Index reference_rows(const Problem& problem) {
+  return problem.entries() * problem.heads * problem.queries;
+}
+
+/// body(row, batch, head, query) for queries first .. last-1 of all, with one ReferenceRow.
 template <class Call>
-void for_each_reference_row(const Call& call, Eigen::ThreadPoolInterface* pool, const auto& body) {
+void for_each_reference_row(const Call& call, Index first, Index last, const auto& body) {
   const Problem& problem = call.problem;
-  parallel_for(pool, problem.batch * problem.heads * problem.queries, [&](Index first, Index last) {
-    ReferenceRow<Call> row(call);
-    for (Index item = first; item < last; ++item) {
-      body(row, item / problem.queries / problem.heads, item / problem.queries % problem.heads,
-           item % problem.queries);
-    }
-  });
+  ReferenceRow<Call> row(call);
+  for (Index item = first; item < last; ++item) {
+    body(row, problem.first_entry() + item / problem.queries / problem.heads,
+         item / problem.queries % problem.heads, item % problem.queries);
+  }
 }
 
 /// Attention row by row. It defines the semantics, gives the weights, and runs for any number type
@@ -161,8 +164,9 @@ class Reference {
 
   explicit Reference(const Call& call) : call_(call) {}
 
-  void run(Eigen::ThreadPoolInterface* pool) const {
-    for_each_reference_row(call_, pool,
+  Index pieces() const { return reference_rows(call_.problem); }
+  void run(Index first, Index last) const {
+    for_each_reference_row(call_, first, last,
                            [](auto& row, Index b, Index h, Index i) { row.attend(b, h, i); });
   }
 
@@ -179,11 +183,12 @@ class ReferenceScores {
 
   explicit ReferenceScores(const Call& call) : call_(call) {}
 
-  void run(Eigen::ThreadPoolInterface* pool) const {
+  Index pieces() const { return reference_rows(call_.problem); }
+  void run(Index first, Index last) const {
     const auto& scores = call_.output.scores;
     using Element = typename std::remove_cvref_t<decltype(scores)>::Scalar;
     using Number = typename Call::Number;
-    for_each_reference_row(call_, pool, [&](auto& row, Index b, Index h, Index i) {
+    for_each_reference_row(call_, first, last, [&](auto& row, Index b, Index h, Index i) {
       const auto hidden = static_cast<Element>(Number(-std::numeric_limits<double>::infinity()));
       for (Index j = 0; j < call_.problem.keys; ++j) scores(b, h, i, j) = hidden;
       row.for_each_score(b, h, i, [&](Index j, const Number& score) {

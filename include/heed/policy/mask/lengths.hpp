@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "heed/core/error.hpp"
+#include "heed/core/integers.hpp"
 #include "heed/core/view.hpp"
 #include "heed/policy/contract.hpp"
 #include "heed/policy/key_set.hpp"
-#include "heed/policy/mask/integers.hpp"
 #include "heed/policy/mask/range.hpp"
 #include "heed/policy/problem.hpp"
 
@@ -27,11 +27,12 @@ struct ValidLens : MaskPolicy {
       problem.refuse("valid_lens has ", view.shape[0], " rows (axis 0) for a batch of ",
                      problem.batch, "; the scores are ", problem.score_shape());
     }
-    if (by_query && view.shape[1] != problem.queries && view.shape[1] != 1) {
+    if (by_query && !problem.serves(view.shape[1], problem.queries) && view.shape[1] != 1) {
       problem.refuse("valid_lens ", view.shape, " has ", view.shape[1], " lengths (axis 1) for ",
                      problem.queries, " queries; the scores are ", problem.score_shape());
     }
-    for (Index b = 0; b < view.shape[0]; ++b) {
+    const Index first = problem.first_entry(), last = first + problem.entries();
+    for (Index b = first; b < last; ++b) {
       for (Index i = 0; i < view.shape[1]; ++i) {
         if (std::cmp_less(view(b, i), 0)) {
           problem.refuse("valid_lens holds a length of ", static_cast<Index>(view(b, i)),

@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "heed/core/error.hpp"
+#include "heed/core/integers.hpp"
 #include "heed/core/view.hpp"
 #include "heed/policy/contract.hpp"
 #include "heed/policy/key_set.hpp"
-#include "heed/policy/mask/integers.hpp"
 #include "heed/policy/mask/range.hpp"
 #include "heed/policy/problem.hpp"
 
@@ -41,7 +41,8 @@ struct OffsetWindow : MaskPolicy {
       problem.refuse(name, " has ", view.shape[0], " offsets for a batch of ", problem.batch,
                      "; the scores are ", problem.score_shape());
     }
-    for (Index b = 0; b < view.shape[0]; ++b) {
+    const Index first = problem.first_entry(), last = first + problem.entries();
+    for (Index b = first; b < last; ++b) {
       if (!std::in_range<Index>(view(b))) {
         problem.refuse(name, " has an offset in batch ", b, " that is no position: it is above ",
                        std::numeric_limits<Index>::max());

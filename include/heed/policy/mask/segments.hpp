@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "heed/core/error.hpp"
+#include "heed/core/integers.hpp"
 #include "heed/core/view.hpp"
 #include "heed/policy/contract.hpp"
 #include "heed/policy/key_set.hpp"
-#include "heed/policy/mask/integers.hpp"
 #include "heed/policy/problem.hpp"
 
 namespace heed {
@@ -67,8 +67,9 @@ struct Segments : MaskPolicy {
     Matcher<typename decltype(queries)::Scalar, typename decltype(keys)::Scalar> matcher;
     matcher.queries = queries;
     matcher.keys = keys;
-    for (Index b = 0;
-         b < (keys.strides[0] == 0 ? std::min<Index>(1, problem.batch) : problem.batch); ++b) {
+    const Index first = problem.first_entry(), entries = problem.entries();
+    const Index last = first + (keys.strides[0] == 0 ? std::min<Index>(1, entries) : entries);
+    for (Index b = first; b < last; ++b) {
       for (Index j = 1; j < problem.keys && matcher.sorted; ++j) {
         matcher.sorted = keys(b, j - 1) <= keys(b, j);
       }
@@ -81,11 +82,13 @@ struct Segments : MaskPolicy {
   static auto fit(const Problem& problem, const char* what, const Ids& ids, Index count) {
     const auto given = detail::integer_view(ids);
     auto view = detail::expand<2, 1>(given);
-    if (view.shape[1] != count || (view.shape[0] != 1 && view.shape[0] != problem.batch)) {
+    if (!problem.serves(view.shape[1], count) ||
+        (view.shape[0] != 1 && view.shape[0] != problem.batch)) {
       problem.refuse("segments has ", what, " ids of shape ", given.shape, " for ", count, " ",
                      what, " positions; the scores are ", problem.score_shape());
     }
     if (view.shape[0] == 1) view.strides[0] = 0;
+    view.shape[1] = count;
     return view;
   }
 };
