@@ -207,4 +207,77 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> tanh(Lanes<Scalar> x) {
   return select(x < L(0), t, -t);
 }
 
+/// Phi(-t) e^(t^2/2), the normal distribution's tail without its exponential, for t from 0 to where
+/// the tail is below the normal numbers: a polynomial of u = (t - pole) / (t + pole), coefficients
+/// lowest first, by a minimax fit (Remez) of the relative error: 7.7e-9 for float, 3.4e-18 for
+/// double.
+template <class Scalar>
+struct NormalTail;
+
+template <>
+struct NormalTail<float> {
+  static constexpr float pole = 3, end = 14;
+  static constexpr float q[] = {1.21513947627421e-1F,  -2.06402619041160e-1F, 1.23225030690412e-1F,
+                                -4.62132909569155e-2F, 6.13207050771899e-3F,  2.90455624946864e-3F,
+                                -9.83757836592847e-4F, -3.39484884997134e-4F, 1.15543026177893e-4F,
+                                5.36715213401558e-5F};
+};
+
+template <>
+struct NormalTail<double> {
+  static constexpr double pole = 5, end = 38.75;
+  static constexpr double q[] = {
+      0.076919304975006291825,   -0.14345755526401196556,     0.11606881188600329247,
+      -0.080883877264127226892,  0.047855352284169996868,     -0.023413900487696828745,
+      0.0089913705505910400395,  -0.0023788443566413156223,   0.00021955073761150507503,
+      0.00013427684313222583348, -0.000060427482752446242873, 9.6130672346778489799e-7,
+      6.6444212046921729997e-6,  -1.2700767800984527247e-6,   -6.7507888079622224086e-7,
+      2.4334747180465663314e-7,  7.7108105121313820651e-8,    -3.9167713600351391382e-8,
+      -1.099577328926269126e-8,  5.6882881319065881907e-9,    1.8257768720678739743e-9,
+      -5.691941391344778211e-10, -2.3161183977245938121e-10};
+};
+
+/// Of the standard normal distribution: Phi(x), the share below x, and the bell e^(-x^2/2).
+template <class Scalar>
+struct Normal {
+  using L = Lanes<Scalar>;
+  L share, bell;
+
+  /// The share is within 5 ulp on both sides of 0 (below it without a fused multiply-add, where
+  /// x^2 is rounded, within x^2 more); 0 below the normal numbers. NaN stays.
+  EIGEN_ALWAYS_INLINE explicit Normal(L x) {
+    using Tail = NormalTail<Scalar>;
+    const L t = min(abs(x), L(Tail::end)), square = t * t;
+    // What rounding took from the square would be missing from the exponent.
+    const L lost = fused_multiply_add ? fma(t, t, -square) : L(0);
+    L e[1] = {square * L(-0.5)};
+    exp2_of_parts(e, [&](L y) __attribute__((always_inline)) {
+      auto split = Split<Scalar>::of_natural(max(y, L(-Split<Scalar>::bias * ln_2)));
+      split.rest = fma(lost, L(-log2_e / 2), split.rest);
+      return split;
+    });
+    bell = e[0];
+    const L u = (t - L(Tail::pole)) / (t + L(Tail::pole));
+    constexpr int degree = static_cast<int>(std::size(Tail::q)) - 1;
+    L sum(Tail::q[degree]);
+#pragma GCC unroll 32
+    for (int k = degree - 1; k >= 0; --k) sum = fma(sum, u, L(Tail::q[k]));
+    const L tail = bell * sum;
+    share = select(x < L(0), tail, L(1) - tail);
+  }
+};
+
+/// 1 / (1 + e^-x) and what it lacks to 1, each within 3 ulp; 0 below the normal numbers. NaN stays.
+template <class Scalar>
+struct Sigmoid {
+  using L = Lanes<Scalar>;
+  L share, rest;
+
+  EIGEN_ALWAYS_INLINE explicit Sigmoid(L x) {
+    const L e = exp_nonpositive(-abs(x)), larger = L(1) / (L(1) + e), smaller = e * larger;
+    share = select(x < L(0), smaller, larger);
+    rest = select(x < L(0), larger, smaller);
+  }
+};
+
 }  // namespace heed::detail
