@@ -26,6 +26,7 @@
 #include "heed/linear.hpp"
 #include "heed/module.hpp"
 #include "heed/multi_head_attention.hpp"
+#include "heed/norm.hpp"
 
 // Caches of keys and values, for attention token by token.
 #include "heed/cache.hpp"

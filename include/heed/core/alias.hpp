@@ -171,6 +171,16 @@ EIGEN_ALWAYS_INLINE void check_not_aliased(const char* function, const View<Out,
   }
 }
 
+/// The same elements in the same places.
+template <class Out, class In>
+bool same_elements(const View<Out, 4>& out, const View<In, 4>& in) {
+  bool same = out.data == in.data;
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    same = same && (in.shape[axis] <= 1 || out.strides[axis] == in.strides[axis]);
+  }
+  return same;
+}
+
 /// Refuses what is written to where elements of it overlap, as those of a repeated axis do.
 template <class T>
 EIGEN_ALWAYS_INLINE void check_writable(const char* function, const View<T, 4>& x,

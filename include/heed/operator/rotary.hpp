@@ -132,16 +132,6 @@ inline Index rotated_width(const char* function, const RotaryConfig& config, Ind
   return dim;
 }
 
-/// The same elements in the same places.
-template <class Out, class In>
-bool same_elements(const View<Out, 4>& out, const View<In, 4>& in) {
-  bool same = out.data == in.data;
-  for (std::size_t axis = 0; axis < 4; ++axis) {
-    same = same && (in.shape[axis] <= 1 || out.strides[axis] == in.strides[axis]);
-  }
-  return same;
-}
-
 /// Sines and cosines in double of the angles of a coordinate p, as those of 32 floor(p / 32) turned
 /// on by those of the rest: neighbours share the first, and the second are a table. What comes out
 /// depends on p alone, so that a token rotated by itself is the one rotated among others, and

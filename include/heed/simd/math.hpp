@@ -243,8 +243,9 @@ struct Normal {
   using L = Lanes<Scalar>;
   L share, bell;
 
-  /// The share is within 5 ulp on both sides of 0 (below it without a fused multiply-add, where
-  /// x^2 is rounded, within x^2 more); 0 below the normal numbers. NaN stays.
+  /// The share is within 6 ulp for x >= -4 and within 12 below, down to the normal numbers; 0
+  /// beyond them. Without a fused multiply-add, where x^2 is rounded, a share of the tail may be
+  /// off by x^2 ulp more. NaN stays.
   EIGEN_ALWAYS_INLINE explicit Normal(L x) {
     using Tail = NormalTail<Scalar>;
     const L t = min(abs(x), L(Tail::end)), square = t * t;
