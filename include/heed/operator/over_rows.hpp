@@ -1,8 +1,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
@@ -22,6 +24,22 @@ struct RowsOf {
     return x.data + b * x.strides[0] + h * x.strides[1] + i * x.strides[2];
   }
 };
+
+/// Two tensors with the rows of all batches and heads as those of one, where they lie evenly in
+/// both.
+template <class A, class B>
+auto rows_together(const View<A, 4>& a, const View<B, 4>& b) {
+  const auto together = [](auto x) {
+    for (const std::size_t axis : {1U, 0U}) {
+      if (x.shape[axis] != 1 && x.strides[axis] != x.shape[2] * x.strides[2]) break;
+      x.shape[2] *= x.shape[axis];
+      x.shape[axis] = 1;
+    }
+    return x;
+  };
+  const std::pair result(together(a), together(b));
+  return result.first.shape[2] == result.second.shape[2] ? result : std::pair(a, b);
+}
 
 /// body(numbers...) with one row of each tensor: where it lies, or its copy where its numbers are
 /// apart. Copies of what may be written to are put back.
