@@ -213,7 +213,9 @@ struct Mlp {
   };
 
   /// Block by block of rows, so that the hidden layer gets its biases and its activation, and is
-  /// read again, while it is in the cache. The blocks are the same for any number of threads.
+  /// read again, while it is in the cache. Products of more rows gain little from packing their
+  /// weights less often. Blocks are of even size: no thread and no count of them makes one so small
+  /// that its products would be taken in another order.
   template <class S, class Out>
   void run(const View<const S, 4>& given, const View<Out, 4>& result, const Kept<S>& kept,
            Eigen::ThreadPoolInterface* pool) const {
@@ -223,9 +225,10 @@ struct Mlp {
       return down_projection.into(result, hidden_view(kept.hidden, given.shape), pool);
     }
     const auto [x, out] = detail::rows_together(given, result);
-    constexpr Index block = 96;
-    const Index rows = x.shape[2], blocks = (rows + block - 1) / block,
-                items = x.shape[0] * x.shape[1] * blocks;
+    const Index rows = x.shape[2], slabs = x.shape[0] * x.shape[1],
+                threads = pool ? pool->NumThreads() : 1,
+                most = threads > 1 ? std::clamp<Index>(slabs * rows / (2 * threads), 96, 384) : 384,
+                blocks = (rows + most - 1) / most, items = slabs * blocks;
     // A single block is shared by its products.
     auto* const within = items == 1 ? pool : nullptr;
     detail::with_activation(name, config_.activation, [&](auto activation) {
@@ -233,7 +236,7 @@ struct Mlp {
         Kept<S> own;
         Number *up_copy = nullptr, *gate_copy = nullptr;
         const detail::Scratch scratch([&](detail::Layout& layout) {
-          const Index room = kept.up ? 0 : std::min(block, rows) * width();
+          const Index room = kept.up ? 0 : (rows + blocks - 1) / blocks * width();
           own.up = layout.take<S>(room);
           own.gate = layout.take<S>(config_.gated ? room : 0);
           up_copy = layout.take<Number>(detail::widened_room<Number, Scalar>(width()));
@@ -242,8 +245,9 @@ struct Mlp {
         const Number* const up_bias = bias_of(up_projection, up_copy);
         const Number* const gate_bias = bias_of(gate_projection, gate_copy);
         for (Index item = first; item < last; ++item) {
-          const Index slab = item / blocks, row = item % blocks * block,
-                      count = std::min(block, rows - row), at = (slab * rows + row) * width();
+          const Index slab = item / blocks, row = item % blocks * rows / blocks,
+                      count = (item % blocks + 1) * rows / blocks - row,
+                      at = (slab * rows + row) * width();
           S* const up = kept.up ? kept.up + at : own.up;
           S* const hidden = kept.up ? kept.hidden + at : up;
           S* const gate = !config_.gated ? nullptr : kept.up ? kept.gate + at : own.gate;
