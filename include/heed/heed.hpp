@@ -23,7 +23,9 @@
 
 // Modules, which own weights.
 #include "heed/additive_attention.hpp"
+#include "heed/embedding.hpp"
 #include "heed/linear.hpp"
+#include "heed/mlp.hpp"
 #include "heed/module.hpp"
 #include "heed/multi_head_attention.hpp"
 #include "heed/norm.hpp"

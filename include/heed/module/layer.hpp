@@ -28,20 +28,10 @@ namespace detail {
 /// Weights of Scalar go with inputs T of the same type of sums.
 template <class Scalar, class... T>
 constexpr void check_layer_types() {
-  check_not_integers<T...>();
+  check_not_integers<std::remove_cvref_t<T>...>();
   static_assert(
-      (std::is_same_v<Accumulator<Scalar>, Accumulator<ScalarOf<T>>> && ...),
+      (std::is_same_v<Accumulator<Scalar>, Accumulator<ScalarOf<std::remove_cvref_t<T>>>> && ...),
       "heed: a layer and its input are of one number type (half, bfloat16 and float mix)");
-}
-
-/// The rows of what has the rank of X and is written to.
-template <class X, class Out>
-auto writable(Out& out) {
-  static_assert(!std::is_const_v<std::remove_pointer_t<decltype(view(out).data)>>,
-                "heed: the output cannot be written to");
-  static_assert(rank_of<Out> == rank_of<X>, "heed: the output has the rank of the input");
-  check_layer_types<ScalarOf<X>, Out>();
-  return rank4(out);
 }
 
 /// A vector of `value` throughout.

@@ -87,12 +87,12 @@ struct Mlp {
   template <class Out, class X>
   void into(Out&& out, const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
     check(name, x);
-    const auto target = detail::writable<X>(out);
-    if (view(out).shape != view(x).shape) {
-      detail::fail(name, "the output has shape ", view(out).shape, ", x ", view(x).shape);
-    }
-    detail::check_writable(name, target, "the output");
+    detail::check_layer_types<Scalar, Out>();
+    const auto target = detail::module_target(name, out, view(x).shape);
     detail::check_not_aliased(name, target, detail::rank4(x), "x");
+    for (const auto* projection : {&gate_projection, &up_projection, &down_projection}) {
+      detail::check_not_parameters(name, target, *projection);
+    }
     run<detail::ScalarOf<X>>(detail::rank4(x), target, {}, pool);
   }
 

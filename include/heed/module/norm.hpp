@@ -7,6 +7,7 @@
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
 #include "heed/module/layer.hpp"
+#include "heed/module/pass.hpp"
 #include "heed/operator/norm.hpp"
 
 namespace heed {
@@ -35,12 +36,9 @@ struct NormLayer {
   template <class Out, class X>
   void into(Out&& out, const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
     check(Self::name, x);
-    const auto target = writable<X>(out);
+    check_layer_types<Scalar, Out>();
+    const auto target = module_target(Self::name, out, view(x).shape);
     const auto from = rank4(x);
-    if (target.shape != from.shape) {
-      fail(Self::name, "the output has shape ", view(out).shape, ", x ", view(x).shape);
-    }
-    check_writable(Self::name, target, "the output");
     if (!same_elements(target, from)) check_not_aliased(Self::name, target, from, "x");
     check_not_parameters(Self::name, target, "the output");
     normalise<std::remove_pointer_t<decltype(target.data)>, ScalarOf<X>>(
@@ -74,11 +72,9 @@ struct NormLayer {
                      Eigen::ThreadPoolInterface* pool = nullptr) const {
     check(Self::name, x);
     static_assert(rank_of<G> == rank_of<X>, "heed: the gradient has the rank of the input");
-    check_not_integers<G>();
+    check_layer_types<Scalar, G, GradX>();
     check_gradient_shape(Self::name, "the output", view(x).shape, view(grad).shape);
-    const auto to = writable<X>(grad_x);
-    check_gradient_shape(Self::name, "x", view(x).shape, view(grad_x).shape);
-    check_writable(Self::name, to, "the gradient of x");
+    const auto to = module_target(Self::name, grad_x, view(x).shape);
     const auto from = rank4(x);
     const auto by = rank4(grad);
     check_not_aliased(Self::name, to, from, "x", "the gradient of x");
