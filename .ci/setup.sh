@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by tests/run.sh, examples/run.sh and bench/run.sh; needs bash.
 #
-#   heed_setup [GTest] [benchmark]   installs what is missing of make, CMake, a C++20 compiler, Eigen
-#                                    and the named libraries
+#   heed_setup [GTest] [benchmark] [nlohmann_json]   installs what is missing of make, CMake, a C++20
+#                                    compiler, Eigen and the named libraries
 #   heed_build <what> <cmake arguments>...   builds <what> into $heed_build_dir; warnings are errors
 #                                            for the tests, and for all that CI builds
 #
@@ -47,6 +47,7 @@ EOF
 heed_has_eigen() { heed_has_package Eigen3 3.4; }
 heed_has_gtest() { heed_has_package GTest 1.10; }
 heed_has_benchmark() { heed_has_package benchmark 1.5; }
+heed_has_nlohmann_json() { heed_has_package nlohmann_json 3.9; }
 
 # heed_install <apt> <dnf> <brew>: installs one package, which each of the three names its own way.
 heed_install() {
@@ -98,6 +99,9 @@ heed_setup() {
       benchmark)
         heed_need "Google Benchmark" heed_has_benchmark \
           libbenchmark-dev google-benchmark-devel google-benchmark
+        ;;
+      nlohmann_json)
+        heed_need "nlohmann_json 3.9" heed_has_nlohmann_json nlohmann-json3-dev json-devel nlohmann-json
         ;;
     esac
   done

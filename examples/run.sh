@@ -9,7 +9,7 @@ pictures="${1:-$heed_root/build/examples/pictures}"
 mkdir -p "$pictures"
 pictures="$(cd "$pictures" && pwd)"
 
-heed_setup
+heed_setup nlohmann_json
 heed_build examples -DHEED_BUILD_EXAMPLES=ON
 cd "$heed_root/examples"
 for source in [0-9]*.cpp; do

@@ -8,7 +8,9 @@ cmake_minimum_required(VERSION 3.22)
 # Top to bottom, one line for each storey; folders of one storey do not include each other.
 set(house "core" "simd" "kernel policy" "engine" "operator" "module" "cache" "io")
 # Headers that need more than Eigen and the standard library, and what.
-set(guests "")
+set(guests "io/mapped_file.hpp"           # <sys/mman.h> and its kin, where there are such
+           "io/safetensors_header.hpp"    # <nlohmann/json.hpp>
+           "io/safetensors.hpp")          # <nlohmann/json.hpp>
 
 # Sets `problems` in the caller to a list of what is wrong below `root`.
 function(check_house root)

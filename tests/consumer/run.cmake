@@ -1,4 +1,4 @@
-# Builds and runs main.cpp, and own_policies.cpp, the way a stranger would: HOW is add_subdirectory, find_package (after an
+# Builds and runs main.cpp, weights.cpp and own_policies.cpp, the way a stranger would: HOW is add_subdirectory, find_package (after an
 # install into WORK) or bare (nothing but include paths). No flag of ours may reach its compiler.
 cmake_minimum_required(VERSION 3.22)
 
@@ -32,15 +32,16 @@ endif()
 unset(ENV{CXXFLAGS})
 unset(ENV{CMAKE_BUILD_TYPE})
 run("${CMAKE_COMMAND}" -S "${CMAKE_CURRENT_LIST_DIR}" -B "${WORK}/build" -G "${GENERATOR}"
-    "-DCMAKE_CXX_COMPILER=${COMPILER}" "-DEigen3_DIR=${EIGEN_DIR}" ${where})
+    "-DCMAKE_CXX_COMPILER=${COMPILER}" "-DEigen3_DIR=${EIGEN_DIR}"
+    "-Dnlohmann_json_DIR=${JSON_DIR}" ${where})
 
 file(READ "${WORK}/build/compile_commands.json" commands)
 string(JSON count LENGTH "${commands}")
 string(JSON command GET "${commands}" 0 command)
 separate_arguments(arguments UNIX_COMMAND "${command}")
-set(sources 1)
+set(sources 2)
 if(HOW STREQUAL "find_package")
-  set(sources 2)
+  set(sources 3)
 endif()
 if(NOT count EQUAL sources)
   message(FATAL_ERROR "heed adds sources to its consumer:\n${commands}")
@@ -57,6 +58,7 @@ endforeach()
 
 run("${CMAKE_COMMAND}" --build "${WORK}/build")
 run("${WORK}/build/consumer")
+run("${WORK}/build/weights")
 if(HOW STREQUAL "find_package")
   run("${WORK}/build/own_policies")
 endif()

@@ -5,18 +5,17 @@
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <optional>
-#include <stdexcept>
+#include <ostream>
 #include <string>
-#include <system_error>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
+#include "heed/io/replace_file.hpp"
 #include "heed/io/svg.hpp"
 
 namespace heed {
@@ -418,25 +417,7 @@ std::string heatmap_svg(const Weights& weights, const HeatmapOptions& options = 
 /// Throws std::runtime_error, naming the path, if that fails or something other than a file is
 /// there.
 inline void write_svg(const std::filesystem::path& path, const std::string& svg) {
-  const std::filesystem::path unfinished = path.string() + ".part";
-  std::error_code error;
-  const auto there = std::filesystem::status(path, error);
-  if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there)) {
-    throw std::runtime_error("heed::write_svg: " + path.string() + " is not a file");
-  }
-  error.clear();
-  {
-    std::ofstream file(unfinished, std::ios::binary);
-    file << svg;
-    file.close();
-    if (!file) error = std::make_error_code(std::errc::io_error);
-  }
-  if (!error) std::filesystem::rename(unfinished, path, error);
-  if (error) {
-    std::error_code ignored;
-    std::filesystem::remove(unfinished, ignored);
-    throw std::runtime_error("heed::write_svg: cannot write " + path.string());
-  }
+  detail::replace_file("write_svg", path, [&](std::ostream& out) { out << svg; });
 }
 
 }  // namespace heed

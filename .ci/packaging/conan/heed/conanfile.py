@@ -17,6 +17,8 @@ class Heed(ConanFile):
     topics = ("attention", "transformer", "eigen", "header-only")
     package_type = "header-library"
     settings = "os", "compiler", "build_type", "arch"
+    options = {"safetensors": [True, False]}
+    default_options = {"safetensors": False}
     no_copy_source = True
 
     @property
@@ -34,6 +36,8 @@ class Heed(ConanFile):
 
     def requirements(self):
         self.requires("eigen/[>=3.4 <6]")
+        if self.options.safetensors:
+            self.requires("nlohmann_json/[>=3.9 <4]")
 
     def validate(self):
         if self.settings.get_safe("compiler.cppstd"):
@@ -49,7 +53,14 @@ class Heed(ConanFile):
              dst=os.path.join(self.package_folder, "licenses"))
 
     def package_info(self):
-        self.cpp_info.bindirs = []
-        self.cpp_info.libdirs = []
         self.cpp_info.set_property("cmake_file_name", "heed")
         self.cpp_info.set_property("cmake_target_name", "heed::heed")
+        needs = {"core": ["eigen::eigen"]}
+        if self.options.safetensors:
+            needs["safetensors"] = ["core", "nlohmann_json::nlohmann_json"]
+        for name, requires in needs.items():
+            component = self.cpp_info.components[name]
+            component.bindirs = []
+            component.libdirs = []
+            component.requires = requires
+            component.set_property("cmake_target_name", f"heed::{name}")
