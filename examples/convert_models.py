@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 
-TYPES = {"float32": "F32", "uint8": "U8", "uint16": "BF16"}  # bfloat16 travels as its bits
+TYPES = {"float32": "F32", "int32": "I32", "uint8": "U8", "uint16": "BF16"}  # bfloat16 travels as its bits
 
 
 def save(path, tensors, about):
