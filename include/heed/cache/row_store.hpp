@@ -10,6 +10,8 @@
 #include "heed/core/key_source.hpp"
 #include "heed/core/quantised.hpp"
 #include "heed/core/view.hpp"
+#include "heed/simd/convert.hpp"
+#include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
 
@@ -35,7 +37,17 @@ class RowStore {
     if constexpr (quantised) {
       scales_[at(row)] = quantise(number, dim_, to);
     } else {
-      for (Index c = 0; c < dim_; ++c) to[c] = static_cast<Element>(number(c));
+      Index c = 0;
+      if constexpr (Laned<Number>) {
+        const From* const row_of = &from(b, h, t, 0);
+        constexpr Index lanes = Lanes<Number>::size;
+        if (from.strides[3] == 1) {
+          for (; c + lanes <= dim_; c += lanes) {
+            store_narrowed(load_widened<Number>(row_of + c), to + c);
+          }
+        }
+      }
+      for (; c < dim_; ++c) to[c] = static_cast<Element>(number(c));
     }
   }
   /// Rows from .. from + count-1, which do not overlap those at `to`.

@@ -32,7 +32,8 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> load_widened(const Stored* from) {
     return L::of(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #endif
   } else if constexpr (Eigen::internal::type_casting_traits<Stored, Scalar>::VectorizedCast &&
-                       Eigen::internal::unpacket_traits<Packet>::size == L::size) {
+                       static_cast<Index>(Eigen::internal::packet_traits<Stored>::size) ==
+                           L::size) {
     return L::of(
         Eigen::internal::pcast<Packet, typename L::Packet>(Eigen::internal::ploadu<Packet>(from)));
   } else {
