@@ -29,6 +29,7 @@
 #include "heed/module.hpp"
 #include "heed/multi_head_attention.hpp"
 #include "heed/norm.hpp"
+#include "heed/transformer_block.hpp"
 
 // Caches of keys and values, for attention token by token.
 #include "heed/cache.hpp"

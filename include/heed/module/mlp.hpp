@@ -22,6 +22,9 @@
 
 namespace heed {
 
+template <class Scalar>
+struct TransformerBlock;
+
 struct MlpConfig {
   Index dim = 0;         ///< width of inputs and outputs
   Index hidden_dim = 0;  ///< width between the projections; 0: 4 dim
@@ -172,6 +175,7 @@ struct Mlp {
   }
 
  private:
+  friend TransformerBlock<Scalar>;
   static constexpr const char* name = "Mlp";
 
   Index width() const { return config_.hidden_dim; }

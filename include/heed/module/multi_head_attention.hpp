@@ -29,6 +29,9 @@
 
 namespace heed {
 
+template <class Scalar>
+struct TransformerBlock;
+
 struct MultiHeadConfig {
   Index embed_dim = 0;     ///< width of queries and outputs
   Index num_heads = 1;     ///< divides embed_dim, unless head_dim is given
@@ -435,6 +438,7 @@ struct MultiHeadAttention {
   }
 
  private:
+  friend TransformerBlock<Scalar>;
   static constexpr const char* called = "MultiHeadAttention";
 
   Index width() const { return config_.num_heads * config_.head_dim; }

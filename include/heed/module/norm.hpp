@@ -11,6 +11,10 @@
 #include "heed/operator/norm.hpp"
 
 namespace heed {
+
+template <class Scalar>
+struct TransformerBlock;
+
 namespace detail {
 
 /// What the norms have in common. Self has a `name`, a `kind`, a `weight`, an `eps` and
@@ -88,6 +92,7 @@ struct NormLayer {
   }
 
  private:
+  friend TransformerBlock<Scalar>;
   const Self& self() const { return static_cast<const Self&>(*this); }
 
   /// Null where there is none.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
@@ -26,6 +27,28 @@ void add_scaled(const View<Out, 4>& out, const View<const X, 4>& x, const View<c
         });
       },
       x, branch, out);
+}
+
+/// x += change, of one shape and type.
+template <class T>
+void add(T& x, const T& change, Eigen::ThreadPoolInterface* pool) {
+  using Scalar = ScalarOf<T>;
+  add_scaled<Scalar, Scalar, Scalar, Scalar>(rank4(x), rank4(x), rank4(change), nullptr, pool);
+}
+
+/// to = from, of one shape, of any storage orders.
+template <class Number, class To, class From>
+void copy_rows(const View<To, 4>& to, const View<From, 4>& from, Eigen::ThreadPoolInterface* pool) {
+  if (to.size() == 0) return;
+  over_rows<Accumulator<Number>>(
+      pool, 1,
+      [&](Index, const auto* read, auto* written) {
+        along_row<Accumulator<Number>>(to.shape[3],
+                                       [&](const auto& place) __attribute__((always_inline)) {
+                                         place.store(place.load(read), written);
+                                       });
+      },
+      View<const std::remove_const_t<From>, 4>(from), to);
 }
 
 /// grad_branch = scale grad and grad_scale = sum over rows of grad branch, but of no row where grad
