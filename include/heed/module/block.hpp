@@ -27,8 +27,8 @@
 namespace heed {
 
 struct BlockConfig {
-  MultiHeadConfig attention;  ///< of x to itself: key_dim and value_dim are embed_dim
-  MlpConfig mlp;              ///< dim 0: embed_dim
+  MultiHeadConfig attention{};  ///< of x to itself: key_dim and value_dim are embed_dim
+  MlpConfig mlp{};              ///< dim 0: embed_dim
   Norm norm = Norm::layer;
   /// Whether a branch reads its input normalised (Xiong et al., "On layer normalization in the
   /// transformer architecture", 2020), or the sum of the input and the branch is normalised
