@@ -415,6 +415,7 @@ struct TransformerBlock {
            const AttentionOptions& options) const {
     using S = detail::ScalarOf<X>;
     using Stream = View<S, detail::rank_of<X>>;
+    using Seen = View<const S, detail::rank_of<X>>;
     static_assert(std::is_same_v<detail::ScalarOf<Out>, S>,
                   "heed: the output of a TransformerBlock has the number type of its input");
     const auto target = detail::module_target(name, out, view(x).shape);
@@ -430,19 +431,15 @@ struct TransformerBlock {
       change = detail::take_tensor<S>(layout, view(x).shape);
     });
     const auto to = view(out);
-    const View<const S, detail::rank_of<X>> result(to);
-    const auto branch = [&](const auto& from, const AnyNorm<Scalar>& norm,
+    const Seen result(to);
+    const auto branch = [&](const Seen& from, const AnyNorm<Scalar>& norm,
                             const Vector<Scalar>& scale, const auto& f) {
-      if (config_.pre_norm) {
-        norm.into(normed, from, options.pool);
-        f(change, normed);
-      } else {
-        f(change, from);
-      }
+      if (config_.pre_norm) norm.into(normed, from, options.pool);
+      f(change, config_.pre_norm ? Seen(normed) : from);
       add_branch(target, detail::rank4(from), detail::rank4(change), scale, options.pool);
       if (!config_.pre_norm) norm.into(to, to, options.pool);
     };
-    branch(View<const S, detail::rank_of<X>>(view(x)), attention_norm, attention_scale, attend);
+    branch(Seen(view(x)), attention_norm, attention_scale, attend);
     if constexpr (!std::is_same_v<Cross, std::nullptr_t>) {
       branch(result, cross_norm, cross_scale, cross);
     }

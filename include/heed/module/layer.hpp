@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "heed/core/error.hpp"
+#include "heed/core/parallel.hpp"
 #include "heed/core/view.hpp"
 
 namespace heed {

@@ -228,7 +228,9 @@ struct Mlp {
       // What is left of the sums is the last bias.
       return down_projection.into(result, hidden_view(kept.hidden, given.shape), pool);
     }
-    const auto [x, out] = detail::rows_together(given, result);
+    const auto together = detail::rows_together(given, result);
+    const auto& x = together.first;
+    const auto& out = together.second;
     const Index rows = x.shape[2], slabs = x.shape[0] * x.shape[1],
                 threads = pool ? pool->NumThreads() : 1,
                 most = threads > 1 ? std::clamp<Index>(slabs * rows / (2 * threads), 96, 384) : 384,
