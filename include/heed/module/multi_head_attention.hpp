@@ -182,8 +182,9 @@ struct MultiHeadAttention {
     const auto target = check_target(called, out, q);
     detail::check_not_aliased(called, target, detail::rank4(k), "key");
     detail::check_not_aliased(called, target, detail::rank4(v), "value");
-    const auto query_in = as_batch(view(q)), key_in = as_batch(view(k)),
-               value_in = as_batch(view(v));
+    const auto query_in = as_batch(view(q));
+    const auto key_in = as_batch(view(k));
+    const auto value_in = as_batch(view(v));
     View<Element, 3> query, key, value, context;
     const detail::Scratch scratch([&](detail::Layout& layout) {
       query = room<Element>(layout, query_in, width());
@@ -256,7 +257,8 @@ struct MultiHeadAttention {
     check_weights(function);
     check_input(function, "key", k, config_.key_dim);
     check_input(function, "value", v, config_.value_dim);
-    const auto key_in = as_batch(view(k)), value_in = as_batch(view(v));
+    const auto key_in = as_batch(view(k));
+    const auto value_in = as_batch(view(v));
     if (key_in.shape[0] != value_in.shape[0] || key_in.shape[1] != value_in.shape[1]) {
       detail::fail(function, "key of shape ", view(k).shape, " and value of shape ", view(v).shape,
                    " differ in batch or in their number of keys");
@@ -362,8 +364,9 @@ struct MultiHeadAttention {
     constexpr const char* function = "MultiHeadAttention::backward";
     const auto& in = pass.inputs;
     check_weights(function);
-    const auto query_in = as_batch(in.query), key_in = as_batch(in.key),
-               value_in = as_batch(in.value);
+    const auto query_in = as_batch(in.query);
+    const auto key_in = as_batch(in.key);
+    const auto value_in = as_batch(in.value);
     detail::check_projected(function, "query", query_in, pass.query, query_projection);
     detail::check_projected(function, "key", key_in, pass.key, key_projection);
     detail::check_projected(function, "value", value_in, pass.value, value_projection);
@@ -533,7 +536,9 @@ struct MultiHeadAttention {
     detail::check_extents(function, "query", view(q).shape);
     detail::check_extents(function, "key", view(k).shape);
     detail::check_extents(function, "value", view(v).shape);
-    const auto query = as_batch(view(q)), key = as_batch(view(k)), value = as_batch(view(v));
+    const auto query = as_batch(view(q));
+    const auto key = as_batch(view(k));
+    const auto value = as_batch(view(v));
     const auto require = [&](bool fits, const char* what, const auto& given, Index needed) {
       if (!fits) {
         detail::fail(function, what, " of shape ", given.shape, " does not fit a width of ", needed,
@@ -613,7 +618,9 @@ struct MultiHeadAttention {
                const AttentionOptions& options) const {
     using Element = detail::ScalarOf<Q>;
     detail::check_types<Q, K, V, DotProduct, M>();
-    const auto query = as_batch(view(q)), key = as_batch(view(k)), value = as_batch(view(v));
+    const auto query = as_batch(view(q));
+    const auto key = as_batch(view(k));
+    const auto value = as_batch(view(v));
     MultiHeadPass<Element, Q, K, V, M> pass({view(q), view(k), view(v), mask, options});
     const auto resize = [](Tensor<Element, 3>& x, const auto& like, Index features) {
       x.resize(like.shape[0], like.shape[1], features);
