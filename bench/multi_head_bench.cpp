@@ -94,7 +94,52 @@ Case make(const std::string& name, Index batch, Index seq, Index embed, Index he
   return c;
 }
 
+/// A projection of few tokens by weights of bfloat16 reads these once, which with one token takes
+/// all of the time: beside a plain read of them.
+Case few_tokens(const std::string& name, Index tokens, Index width, Goal goal) {
+  struct Data {
+    heed::Linear<Eigen::bfloat16> layer;
+    Tensor<float, 4> input, output;
+  };
+  auto x = std::make_shared<Data>();
+  x->layer.weight.resize(width, width);
+  fill(x->layer.weight.data(), x->layer.weight.size(), 1);
+  x->input = random<float, 4>({1, 1, tokens, width}, 2);
+  x->output.resize(1, 1, tokens, width);
+  Expected expected(1, 1, tokens, width);
+  for (std::size_t row = 0; row < expected.rows.size(); ++row) {
+    for (Index o = 0; o < width; ++o) {
+      double sum = 0;
+      for (Index d = 0; d < width; ++d) {
+        sum += static_cast<double>(x->input(0, 0, expected.rows[row], d)) *
+               static_cast<double>(static_cast<float>(x->layer.weight(o, d)));
+      }
+      expected.values(0, 0, static_cast<Index>(row), o) = sum;
+    }
+  }
+  Case c;
+  c.data = x;
+  c.flops = 2.0 * static_cast<double>(tokens * width * width);
+  c.heed = verified(
+      name + ": heed", [x = x.get()] { x->layer.into(x->output, x->input); },
+      [x] { return heed::view(x->output); }, expected, 1e-2);
+  c.base = [x = x.get()] {
+    plain_read(x->layer.weight.data(),
+               static_cast<std::size_t>(x->layer.weight.size()) * sizeof(Eigen::bfloat16));
+  };
+  c.base_name = "read";
+  c.goal = goal;
+  return c;
+}
+
 void add_all() {
+  const auto add_few_tokens = [](Index tokens, Goal goal) {
+    add(join("linear/bfloat16/4096x4096/T", tokens),
+        [tokens, goal](const std::string& name) { return few_tokens(name, tokens, 4096, goal); });
+  };
+  add_few_tokens(1, {Measure::base, .85});
+  add_few_tokens(4, {Measure::base, .70});
+  add_few_tokens(16, {Measure::peak, .40});
   for (const Index seq : {128, 512}) {
     add(join("multi_head/E512xH8/B4xS", seq),
         [seq](const std::string& name) { return make(name, 4, seq, 512, 8); });
