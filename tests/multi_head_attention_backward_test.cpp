@@ -252,6 +252,9 @@ TEST(MultiHeadAttentionBackward, RefusesAPassOfOtherShapes) {
   expect([&](auto& pass) { pass.key.resize(2, 4, 12); }, "(2, 4, 12)");
   expect([&](auto& pass) { pass.log_sum_exp.resize(2, 4, 3); }, "(2, 4, 3)");
   expect([&](auto& pass) { pass.log_sum_exp.resize(0, 0, 0); }, "(0, 0, 0)");
+  const MultiHeadAttention<float> normed({.embed_dim = 12, .num_heads = 4, .qk_norm = true});
+  EXPECT_TRUE(refuses([&] { normed.backward(good, x); },
+                      {"heed::MultiHeadAttention::backward", "(0, 0, 0)"}));
   auto moved = good;
   const auto taken = std::move(moved);
   if (moved.query.size() == 0) {

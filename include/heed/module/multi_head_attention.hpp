@@ -203,7 +203,9 @@ struct MultiHeadAttention {
   /// one, to all that a cache holds and to themselves: they are projected, rotated by their
   /// positions in the sequence, appended, and attend -> the shape of x. Gives, for any split of a
   /// sequence into calls, what the module gives for the whole of it under causal(); a cache with a
-  /// window what it gives under sliding_window(window - 1, 0) || causal() && prefix(sinks). Bad
+  /// window what it gives under sliding_window(window - 1, 0) || causal() && prefix(sinks).
+  /// (Not so where the base of the rotation grows with the sequence, RotaryScaling::ntk with a
+  /// trained length: what is in the cache keeps the base that it was rotated by.) Bad
   /// input is std::invalid_argument and, as a cache without room (see append), leaves the cache as
   /// it was.
   template <class X, detail::TokenCache Cache>
@@ -355,7 +357,8 @@ struct MultiHeadAttention {
   }
 
   /// The gradients of a number that depends on the output of a pass through this module, given its
-  /// gradient by the output -> {query, key, value, parameters}; parameters is a MultiHeadAttention.
+  /// gradient by the output -> {query, key, value, parameters}; parameters is a MultiHeadAttention
+  /// of the type of this one, its gradients summed as those of Linear.
   /// In self-attention the gradient of the one input is the sum of the first three. Runs on the
   /// threads of the pass. std::invalid_argument where grad_output has not the output's shape, or
   /// where the pass is from a module of other widths or heads.
