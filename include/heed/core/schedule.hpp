@@ -16,11 +16,19 @@ struct WorkPart {
 };
 
 /// body(number, first, last) for runs that cover the pieces of all parts, on as many threads as the
-/// pool has. All parts are one pool of work: the parts of the heaviest pieces come first, so that
-/// what is left at the end is light, and the runs that are taken become lighter as well.
+/// pool has; on one, in the order of the parts. All parts are one pool of work: the parts of the
+/// heaviest pieces come first, so that what is left at the end is light, and the runs that are
+/// taken become lighter as well.
 template <class Body>
 void parallel_for_parts(Eigen::ThreadPoolInterface* pool, WorkPart* parts, Index count,
                         const Body& body) {
+  const Index threads = pool ? pool->NumThreads() : 1;
+  if (threads <= 1) {
+    for (const WorkPart* part = parts; part != parts + count; ++part) {
+      if (part->pieces > 0) body(part->number, Index(0), part->pieces);
+    }
+    return;
+  }
   std::sort(parts, parts + count, [](const WorkPart& a, const WorkPart& b) {
     return a.weight != b.weight ? a.weight > b.weight : a.number < b.number;
   });
@@ -30,8 +38,7 @@ void parallel_for_parts(Eigen::ThreadPoolInterface* pool, WorkPart* parts, Index
     total += parts[n].pieces * parts[n].weight;
     pieces += parts[n].pieces;
   }
-  const Index threads = pool ? pool->NumThreads() : 1;
-  const Index runs = threads <= 1 ? 1 : std::min(threads * 8, pieces);
+  const Index runs = std::min(threads * 8, pieces);
   // Where run n begins on the line of all weights: run n is proportional to runs - n.
   const auto start = [&](Index n) {
     const double left = static_cast<double>(runs - n) / static_cast<double>(runs);
