@@ -291,7 +291,7 @@ struct RaggedCall {
                problem.function, in_unit, [this](const auto& check) { for_each_input(check); },
                pass, output);
            run_sequences_back<Call>(problem.batch, with, options.pool);
-           for (Index b = 0; b < problem.batch; ++b) {
+           for (Index b = 0; Call::Definition::trains_modifiers && b < problem.batch; ++b) {
              with(b, [](const Call& call) { add_sink_gradients(call); });
            }
          });

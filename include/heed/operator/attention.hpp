@@ -29,8 +29,9 @@ struct WeightedAttention {
 template <class Output, class LogSumExp>
 struct AttentionPass {
   Output output;
-  LogSumExp
-      log_sum_exp;  ///< (..., queries): log of the sum over keys of e^score; -infinity if none
+  /// (..., queries), of ragged batches (total) or (total, heads): log of the sum over keys of
+  /// e^score; -infinity if none
+  LogSumExp log_sum_exp;
 };
 
 namespace detail {
@@ -74,7 +75,8 @@ auto result_target(const Call& call, Out& out, const std::array<Index, Rank>& sh
 }  // namespace detail
 
 /// Writes attention (see below) into `out`, a tensor, matrix, map, block or View of the output's
-/// shape that shares no elements with the inputs. A second call of one shape allocates nothing.
+/// shape that shares no elements with the inputs, or such tokens of a ragged batch. A second call
+/// of one shape allocates nothing.
 template <class Out, class Q, class K, class V, class S = DotProduct, class M = NoMask>
 void attention_into(Out&& out, const Q& q, const K& k, const V& v,
                     const S& score = scaled_dot_product(), const M& mask = no_mask(),
@@ -97,6 +99,18 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
 /// divide the query heads, and query head h reads key head h / (heads / kv_heads). float and double
 /// run on the fused engine, as do half and bfloat16, with float sums; any other number type on the
 /// reference engine. A query that no key is allowed to gets 0; what a mask hides never matters.
+///
+/// Ragged batches are sequences one after another, without padding:
+///
+///   attention(ragged(q, q_offsets), ragged(k, k_offsets), ragged(v, k_offsets), ...)
+///   q (total, heads, query_dim) -> (total, heads, value_dim), or without the heads
+///
+/// Scores, masks and dropout count queries and keys within the sequence, and `batch` is its number;
+/// causal() goes by the sequence's own lengths. A bias, an allow() or other tensor over positions
+/// has in each axis 1 or as many as the longest sequence, or more, and serves every sequence from
+/// its first element on. The sequences share the pool's threads: neither a long one nor many short
+/// ones hold up the others.
+///
 /// Throws std::invalid_argument for shapes, lengths or options that do not fit, before any work.
 /// (Vaswani et al., "Attention is all you need", 2017; the fused loop follows Dao et al.,
 /// "FlashAttention", 2022.)

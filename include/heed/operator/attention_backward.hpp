@@ -125,7 +125,9 @@ void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, cons
 /// parameters that were given with a place for their gradient, as in additive(w, dw), the gradient
 /// is added there. Dropout drops what it dropped in the pass, given the same options. A query that
 /// no key is allowed to gets 0 and gives nothing; what a mask hides never matters. The result is
-/// the same for any number of threads. Throws std::invalid_argument for shapes that do not fit and
+/// the same for any number of threads. Of ragged batches, the pass and the gradients are tensors of
+/// the inputs' shapes, and grad_output is one or ragged; gradients of parameters add up over the
+/// sequences. Throws std::invalid_argument for shapes that do not fit and
 /// for gradients that share elements with what is read, before anything is written.
 /// (Dao et al., "FlashAttention", 2022, appendix B.)
 template <class Q, class K, class V, class Pass, class G, class S = DotProduct, class M = NoMask>

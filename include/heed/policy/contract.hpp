@@ -64,7 +64,8 @@ struct ScoreTraits {
 
 /// Base of every score: finish(sum over features of a term of query and key), by
 /// `bind<Number>(problem)`, or `bind<Number, Unit>(problem)` for a score that can be had in another
-/// unit than its own. A bound score has
+/// unit than its own. Over a ragged batch, a score and its modifiers are bound once, with the
+/// queries and keys of the longest sequences. A bound score has
 ///
 ///   T step(T sum, T query, T key, Index feature) const   the sum with one more term
 ///   T finish(T sum) const                                the score
@@ -153,7 +154,9 @@ struct MaskTraits {
 ///   KeySet<n> row(Index batch, Index head, Index query) const
 ///
 /// where row is what the query may see at most (all that it may see, if the set is exact) and may
-/// be left out: then every pair is asked for.
+/// be left out: then every pair is asked for. Over a ragged batch, a mask is bound to each
+/// sequence, with the sequence's own queries and keys, and `batch` is always the sequence's number;
+/// binding may take place in several threads at once.
 struct MaskPolicy {};
 
 template <class T>
