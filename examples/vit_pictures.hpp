@@ -65,7 +65,7 @@ inline void draw_attention(const VisionTransformer<float>& model, const Digits& 
       const double top = 40 + double(b + 1) * step;
       if (n == 0) picture.text({12, top + size / 2}, "block " + std::to_string(b + 1), 13, "start");
       picture.image({left, top}, pixel, image * 0.5f);
-      const auto& y = pass.blocks[b].attention_norm.output;
+      const auto& y = pass.blocks[b].attention.between;
       const auto weights = model.blocks[b].attention.forward_with_weights(y, y, y).weights;
       heed::Vector<float> mean = heed::Vector<float>::Zero(kGrid * kGrid);
       for (Index h = 0; h < weights.dimension(1); ++h) {

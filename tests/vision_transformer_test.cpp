@@ -105,30 +105,6 @@ TEST(CrossEntropy, ByHand) {
   EXPECT_NEAR(gradient(1), .75, 1e-12);
 }
 
-// (1, 2, 6) has mean 3 and variance (4 + 1 + 9) / 3 = 14/3; the scale is 2, the shift 1.
-TEST(LayerNorm, ByHand) {
-  auto norm = make_layer_norm<double>(3);
-  norm.scale *= 2;
-  norm.shift.array() += 1;
-  Tokens<double> x(1, 1, 3);
-  x.setValues({{{1, 2, 6}}});
-  const auto y = norm.forward(x).output;
-  const double deviation = std::sqrt(14.0 / 3 + 1e-5);
-  EXPECT_NEAR(y(0, 0, 0), 1 - 4 / deviation, 1e-12);
-  EXPECT_NEAR(y(0, 0, 1), 1 - 2 / deviation, 1e-12);
-  EXPECT_NEAR(y(0, 0, 2), 1 + 6 / deviation, 1e-12);
-}
-
-// gelu(1) = (1 + tanh(0.797885 1.044715)) / 2 = 0.841192; gelu(-1) = gelu(1) - 1.
-TEST(Mlp, TakesGelu) {
-  const heed::Linear<double> same{Matrix<double>::Identity(2, 2), heed::Vector<double>::Zero(2)};
-  Tokens<double> x(1, 1, 2);
-  x.setValues({{{1, -1}}});
-  const auto y = Mlp<double>{same, same}.forward(x).output;
-  EXPECT_NEAR(y(0, 0, 0), .841192, 5e-7);
-  EXPECT_NEAR(y(0, 0, 1), -.158808, 5e-7);
-}
-
 // The first step is rate sign(gradient), whatever the size of the gradient. The second, after
 // gradients 1 and 3: mean (.1 .9 + .3) / .19 = 39/19, square (.01 .99 + .09) / .0199 = 999/199.
 TEST(Adam, ByHand) {
