@@ -1,3 +1,4 @@
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -231,6 +232,12 @@ TEST(ModuleCache, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(refuses([&] { module.into(narrow, x, cache); }, {"(2, 5, 23)", "(2, 5, 24)"}));
   EXPECT_TRUE(refuses([&] { module.into(own, own, cache); }, {"shares elements"}));
   EXPECT_TRUE(refuses([&] { module.cross_into(own, own, cache); }, {"shares elements"}));
+  constexpr Index most =
+      std::numeric_limits<Index>::max() / 64 / embed;  // of which more is projected
+  const float zero = 0;
+  EXPECT_TRUE(
+      refuses([&] { module(View<const float, 3>{&zero, {2, most / 2, embed}, {0, 0, 0}}, cache); },
+              {"heed::MultiHeadAttention", "too many elements"}));
   auto broken = module;
   broken.key_norm.resize(9);
   EXPECT_TRUE(

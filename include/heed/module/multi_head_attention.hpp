@@ -472,7 +472,7 @@ struct MultiHeadAttention {
 
   /// An input alone: (batch, seq, features) or (seq, features).
   template <class X>
-  static void check_input(const char* function, const char* what, const X& x, Index features) {
+  void check_input(const char* function, const char* what, const X& x, Index features) const {
     static_assert(detail::rank_of<X> >= 2 && detail::rank_of<X> <= 3,
                   "heed: MultiHeadAttention takes (batch, seq, dim) or (seq, dim)");
     detail::check_not_integers<X>();
@@ -481,6 +481,9 @@ struct MultiHeadAttention {
       detail::fail(function, what, " of shape ", view(x).shape, " does not fit a width of ",
                    features, " (last axis)");
     }
+    const auto wide = as_batch(view(x));
+    detail::check_extents(function, "the projection",
+                          std::array{wide.shape[0], wide.shape[1], width()});
   }
 
   /// A cache of `batch` sequences of this module's heads.
