@@ -8,7 +8,7 @@
 namespace heed_bench {
 namespace {
 
-constexpr Index heads = 8, dim = 64;
+constexpr Index heads = 4, dim = 64;
 
 using Lengths = std::vector<Index>;
 
@@ -197,12 +197,12 @@ void add_all() {
   };
   const std::vector<Mixture> mixtures = {
       same("64x16", repeated(64, 16)),
-      same("8x256", repeated(8, 256)),
+      same("8x128", repeated(8, 128)),
       same("32x1..16", uniform(32, 16, 5)),
-      same("16x1..256", uniform(16, 256, 6)),
-      same("1x1024+63x16", together(repeated(63, 16), {1024})),
-      {"decode_16x1..2048", repeated(16, 1), uniform(16, 2048, 7)},
-      {"decode_15x512+prefill_512", together(repeated(15, 1), {512}), repeated(16, 512)},
+      same("16x1..128", uniform(16, 128, 6)),
+      same("1x512+63x16", together(repeated(63, 16), {512})),
+      {"decode_16x1..512", repeated(16, 1), uniform(16, 512, 7)},
+      {"decode_15x256+prefill_256", together(repeated(15, 1), {256}), repeated(16, 256)},
   };
   for (const int threads : {1, 2}) {
     for (const bool causal : {false, true}) {

@@ -96,6 +96,14 @@ TEST(RaggedBackward, GivesWhatSeparateCallsGive) {
   expect_near(exact.gradients(capped(0), causal()), separately(exact, capped, bottom_right), 1e-14);
 }
 
+TEST(RaggedBackward, OtherNumbersGoByTheDefinition) {
+  const Lengths queries{3, 1, 0, 4}, keys{5, 0, 2, 4};
+  const Inputs<long double> in(queries, keys, 3, 2);
+  const auto gradients = in.gradients(scaled_dot_product(), causal());
+  const Inputs<double> narrow(queries, keys, 3, 2);
+  expect_near(narrow.gradients(scaled_dot_product(), causal()), gradients, 1e-14);
+}
+
 TEST(RaggedBackward, ALongSequenceAmongShortOnesIsSharedByThreads) {
   Lengths lengths{3, 1000, 1, 20, 8};
   const Inputs<float> in(lengths, lengths, 16, 12);
