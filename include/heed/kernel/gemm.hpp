@@ -13,6 +13,7 @@
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/kernel/rows_in_lanes.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
@@ -194,10 +195,10 @@ class MatrixProduct {
   Index m_, k_, n_, depth_ = 0, rows_ = 0, columns_ = 0;
 };
 
-/// Up to so many rows of a, of a depth of k, packing b costs more than it saves: each number that
-/// FewRows gives ends in a sum over lanes, which takes as long as some 32 multiply-adds of vectors,
-/// and with 16 rows the panels are as fast.
-constexpr Index few_rows(Index k) { return std::clamp<Index>(k / 32, 1, 16); }
+/// Up to so many rows of a, of a depth of k, lanes over the depth are the faster ones: each number
+/// that FewRows gives ends in a sum over lanes, which takes as long as some 32 multiply-adds of
+/// vectors.
+constexpr Index few_rows(Index k) { return std::clamp<Index>(k / 32, 1, 12); }
 
 /// c = a b for each pair of matrices.
 template <class AElement, class BElement, class C>
@@ -226,6 +227,9 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
                                             std::min(column + share, n), k, slab(c, batch, head));
         }
       });
+    }
+    if (k > 0 && b.strides[2] == 1 && RowsInLanes<Accumulate, A, B, C>::suits(m, k)) {
+      return multiply_rows_in_lanes<Accumulate>(a, b, c, pool);
     }
     // Lanes run along rows of c; where its columns are the contiguous ones, c^T = b^T a^T.
     if (c.strides[3] != 1 && c.strides[2] == 1) {
