@@ -306,8 +306,8 @@ struct TensorCall {
                     const AttentionOptions& options, const Make& make) const {
     bind<FusedUnit>(score, mask, options, make, [&](const auto& call) {
       check_trained_score(
-          problem.function, call.definition, [this](const auto& check) { for_each_input(check); },
-          pass, call.output);
+          problem.function, call.definition,
+          [this](const auto& check) { this->for_each_input(check); }, pass, call.output);
       run_first_that_suits<Backward, ReferenceBackward>(call, options.pool);
       add_sink_gradients(call);
     });

@@ -288,8 +288,8 @@ struct RaggedCall {
          [&]<class Call>(std::type_identity<Call>, const auto& with, const auto& in_unit,
                          const auto& output) {
            check_trained_score(
-               problem.function, in_unit, [this](const auto& check) { for_each_input(check); },
-               pass, output);
+               problem.function, in_unit,
+               [this](const auto& check) { this->for_each_input(check); }, pass, output);
            run_sequences_back<Call>(problem.batch, with, options.pool);
            for (Index b = 0; Call::Definition::trains_modifiers && b < problem.batch; ++b) {
              with(b, [](const Call& call) { add_sink_gradients(call); });
