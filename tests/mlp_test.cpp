@@ -217,6 +217,28 @@ TEST(MlpBackward, ThroughRelu) {
   EXPECT_TRUE(same(reference(mlp.backward(mlp.forward(x), grad).input), reference(dx)));
 }
 
+// Halves give what floats give, to their rounding; so do weights of half, whose gradients are half.
+TEST(MlpBackward, OfHalf) {
+  const Mlp<Eigen::half> narrow({.dim = 8, .hidden_dim = 20, .gated = true}, 1);
+  Mlp<float> wide({.dim = 8, .hidden_dim = 20, .gated = true}, 1);
+  for_each_parameter(wide, [](std::string_view, auto& value) {
+    value = value.template cast<Eigen::half>().template cast<float>();
+  });
+  const Reference numbers = rounded<Eigen::half>(random({1, 1, 5, 8}, 1)),
+                  by = rounded<Eigen::half>(random({1, 1, 5, 8}, 2));
+  const auto x = make<float, 2>(numbers), grad = make<float, 2>(by);
+  const auto xh = make<Eigen::half, 2>(numbers), grad_h = make<Eigen::half, 2>(by);
+  const auto expected = wide.backward(wide.forward(x), grad);
+  const auto half = narrow.backward(narrow.forward(xh), grad_h);
+  const auto mixed = narrow.backward(narrow.forward(x), grad);
+  static_assert(std::is_same_v<std::remove_cvref_t<decltype(half.input)>, Matrix<Eigen::half>>);
+  static_assert(std::is_same_v<std::remove_cvref_t<decltype(mixed.input)>, Matrix<float>>);
+  EXPECT_TRUE(near(reference(half.input), reference(expected.input), 1e-2));
+  EXPECT_TRUE(near(reference(mixed.input), reference(expected.input), 1e-5));
+  EXPECT_TRUE(near(reference(mixed.parameters.up_projection.weight),
+                   reference(expected.parameters.up_projection.weight), 4e-3));
+}
+
 TEST(MlpBackward, OfARowThatNothingDependsOn) {
   Matrix<float> x = Matrix<float>::Random(3, 20), grad = Matrix<float>::Random(3, 20);
   x.row(1).setConstant(static_cast<float>(nan));

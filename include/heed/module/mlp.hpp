@@ -149,13 +149,13 @@ struct Mlp {
     detail::with_activation(function, config_.activation, [&](auto activation) {
       detail::over_rows<detail::Accumulator<S>>(
           pool, 1,
-          [&](Index row, S* by) {
+          [&](Index row, const auto*) {
             const Index at = row * width();
             detail::activate_backward_row<detail::Accumulator<S>>(
                 activation, pass.up.data() + at, config_.gated ? pass.gate.data() + at : nullptr,
-                by, config_.gated ? grad_gate.data() + at : nullptr, width());
+                grad.data() + at, config_.gated ? grad_gate.data() + at : nullptr, width());
           },
-          over(grad));
+          over(std::as_const(grad)));
     });
     const auto to = detail::rank4(result.input);
     up_projection.backward_into(to, parameters.up_projection, x, over(grad), pool);
