@@ -39,9 +39,10 @@ class Layout {
 };
 
 /// A block of memory on loan from the thread for as long as the object lives. The thread keeps the
-/// block for the next loan, so that repeated calls of one shape allocate once. Loans within loans (a
-/// block of layers, a layer, its attention, the caller's own share of a parallel loop) have a block
-/// for each depth, and the deepest (a user's lambda that calls the library) memory of their own.
+/// block for the next loan, so that repeated calls of one shape allocate once. Loans within loans
+/// (a block of layers, a layer, its attention, the caller's own share of a parallel loop) have a
+/// block for each depth, and the deepest (a user's lambda that calls the library) memory of their
+/// own.
 class Scratch {
  public:
   explicit Scratch(std::size_t bytes) : block_(std::exchange(kept(), Block{})) {
