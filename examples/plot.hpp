@@ -86,42 +86,60 @@ class Picture {
   std::ostringstream out_;
 };
 
-/// Axes with a grid at multiples of `step`, on a part of a picture.
+/// Axes with a grid at multiples of `step`, or at its powers, on a part of a picture.
 class Axes {
  public:
+  enum Scale { linear, logarithmic };
+
   Axes(Picture& picture, Point corner, double width, double height, Point low, Point high,
-       const std::string& title, Point step = {1, 1})
-      : picture_(picture), corner_(corner), width_(width), height_(height), low_(low), high_(high) {
-    for (double i = std::ceil(low.x / step.x); i * step.x <= high.x + 1e-9; ++i) {
-      const double x = i * step.x;
-      picture.curve({place({x, low.y}), place({x, high.y})}, "#e4e4e4");
-      picture.text({place({x, 0}).x, corner.y + height + 15}, label(x), 11);
+       const std::string& title, Point step = {1, 1}, Scale scale = linear)
+      : picture_(picture),
+        corner_(corner),
+        width_(width),
+        height_(height),
+        base_(scale == logarithmic ? step : Point{0, 0}),
+        low_(on_axes(low)),
+        high_(on_axes(high)) {
+    const Point grid = scale == logarithmic ? Point{1, 1} : step;
+    for (double i = std::ceil(low_.x / grid.x); i * grid.x <= high_.x + 1e-9; ++i) {
+      const double x = i * grid.x;
+      picture.curve({place({x, low_.y}), place({x, high_.y})}, "#e4e4e4");
+      picture.text({place({x, 0}).x, corner.y + height + 15}, label(x, base_.x), 11);
     }
-    for (double i = std::ceil(low.y / step.y); i * step.y <= high.y + 1e-9; ++i) {
-      const double y = i * step.y;
-      picture.curve({place({low.x, y}), place({high.x, y})}, "#e4e4e4");
-      picture.text({corner.x - 6, place({0, y}).y + 4}, label(y), 11, "end");
+    for (double i = std::ceil(low_.y / grid.y); i * grid.y <= high_.y + 1e-9; ++i) {
+      const double y = i * grid.y;
+      picture.curve({place({low_.x, y}), place({high_.x, y})}, "#e4e4e4");
+      picture.text({corner.x - 6, place({0, y}).y + 4}, label(y, base_.y), 11, "end");
     }
     picture.box(corner, width, height, "none", "stroke=\"#808080\"");
     picture.text({corner.x + width / 2, corner.y - 8}, title, 13, "middle", "font-weight=\"bold\"");
   }
 
   void curve(std::vector<Point> points, const std::string& color, double width) {
-    for (Point& p : points) p = place(p);
+    for (Point& p : points) p = place(on_axes(p));
     picture_.curve(points, color, width);
   }
 
   void dots(const std::vector<Point>& points, const std::string& color) {
-    for (const Point& p : points) picture_.dot(place(p), 3, color);
+    for (const Point& p : points) picture_.dot(place(on_axes(p)), 3, color);
   }
 
  private:
-  static std::string label(double x) {
+  static std::string label(double x, double base) {
     char text[32];
-    std::snprintf(text, sizeof text, "%g", x);
+    std::snprintf(text, sizeof text, "%g", base > 0 ? std::pow(base, x) : x);
     return text;
   }
 
+  /// Logarithms to the base, where there is one.
+  Point on_axes(Point p) const {
+    const auto along = [](double x, double base) {
+      return base > 0 ? std::log(x) / std::log(base) : x;
+    };
+    return {along(p.x, base_.x), along(p.y, base_.y)};
+  }
+
+  /// Of a point on the axes.
   Point place(Point p) const {
     return {corner_.x + width_ * (p.x - low_.x) / (high_.x - low_.x),
             corner_.y + height_ * (high_.y - p.y) / (high_.y - low_.y)};
@@ -130,7 +148,7 @@ class Axes {
   Picture& picture_;
   Point corner_;
   double width_, height_;
-  Point low_, high_;
+  Point base_, low_, high_;
 };
 
 }  // namespace plot
