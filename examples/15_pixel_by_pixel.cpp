@@ -1,5 +1,5 @@
-// A transformer draws digits pixel by pixel, after half a minute of training: with caches of keys
-// and values, and without them, for which it reads all it has drawn again for each pixel.
+// A transformer draws digits pixel by pixel, after less than half a minute of training: with caches
+// of keys and values, and without them, for which it reads all it has drawn again for each pixel.
 
 #include <algorithm>
 #include <chrono>
