@@ -102,7 +102,7 @@ TEST(KeySource, RunsCoverWhatIsAskedForOnce) {
   std::vector<float> seen;
   for_each_source_run(pages, 0, 1, 2, 15, [&](Index first, const auto& run) {
     EXPECT_EQ(first, static_cast<Index>(seen.size()));
-    for (Index r = 0; r < run.count; ++r) seen.push_back(*run.row(r));
+    for (Index r = 0; r < run.count; ++r) seen.push_back(run.template at<float>(r, 0));
   });
   ASSERT_EQ(seen.size(), 15U);
   for (std::size_t n = 0; n < 15; ++n) EXPECT_EQ(seen[n], static_cast<float>(102 + n));
