@@ -43,8 +43,7 @@ class ReferenceRow {
           const auto key = call_.keys.run(b, kv, j, 1);
           Number sum = zero;
           for (Index c = 0; c < problem.key_dim; ++c) {
-            sum = score.similarity.step(sum, query_[at(c)],
-                                        key.template at<Number>(0, c), c);
+            sum = score.similarity.step(sum, query_[at(c)], key.template at<Number>(0, c), c);
           }
           Number entry = score.similarity.finish(sum);
           std::apply(
