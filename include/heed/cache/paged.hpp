@@ -15,9 +15,9 @@
 #include "heed/cache/new_rows.hpp"
 #include "heed/cache/row_store.hpp"
 #include "heed/core/error.hpp"
+#include "heed/core/integers.hpp"
 #include "heed/core/key_source.hpp"
 #include "heed/core/view.hpp"
-#include "heed/policy/mask/integers.hpp"
 
 namespace heed {
 

@@ -9,6 +9,7 @@
 
 #include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
+#include "heed/core/integers.hpp"
 #include "heed/core/parallel.hpp"
 #include "heed/core/view.hpp"
 #include "heed/kernel/along_row.hpp"
@@ -18,7 +19,6 @@
 #include "heed/module/linear.hpp"
 #include "heed/module/pass.hpp"
 #include "heed/operator/over_rows.hpp"
-#include "heed/policy/mask/integers.hpp"
 
 namespace heed {
 

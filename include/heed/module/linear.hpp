@@ -57,10 +57,10 @@ struct Linear {
                   "heed: the output cannot be written to");
     static_assert(decltype(view(out))::Rank == detail::rank_of<X>,
                   "heed: the output of a Linear has the rank of its input");
+    detail::check_not_integers<X, std::remove_cvref_t<Out>>();
     static_assert(
         std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<X>>>,
         "heed: Linear and its input are of one number type (half, bfloat16 and float mix)");
-    detail::check_not_integers<X, std::remove_cvref_t<Out>>();
     check("Linear", view(x).shape);
     auto expected = view(x).shape;
     expected.back() = out_features();
