@@ -96,7 +96,7 @@ def vision(wheel, folder):
         for projection in ("query", "key", "value"):
             tensors |= linear(f"{ours}.attention.{projection}_projection", f"{theirs}.attention.attention.{projection}")
         tensors |= linear(f"{ours}.attention.output_projection", f"{theirs}.attention.output.dense")
-        tensors |= linear(f"{ours}.mlp.up", f"{theirs}.mlp.fc1") | linear(f"{ours}.mlp.down", f"{theirs}.mlp.fc2")
+        tensors |= linear(f"{ours}.mlp.up_projection", f"{theirs}.mlp.fc1") | linear(f"{ours}.mlp.down_projection", f"{theirs}.mlp.fc2")
         tensors |= norm(f"{ours}.attention_norm", f"{theirs}.norm1") | norm(f"{ours}.mlp_norm", f"{theirs}.norm2")
         tensors[f"{ours}.attention_scale"] = stored[f"{theirs}.layer_scale1.lambda1"]
         tensors[f"{ours}.mlp_scale"] = stored[f"{theirs}.layer_scale2.lambda1"]
@@ -117,7 +117,7 @@ def language(wheel, folder):
             "attn_q": "attention.query_projection", "attn_k": "attention.key_projection",
             "attn_v": "attention.value_projection", "attn_output": "attention.output_projection",
             "attn_norm": "attention_norm", "ffn_norm": "mlp_norm",
-            "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_down": "mlp.down",
+            "ffn_gate": "mlp.gate_projection", "ffn_up": "mlp.up_projection", "ffn_down": "mlp.down_projection",
         }
         tensors = {}
         for tensor in reader.tensors:

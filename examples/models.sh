@@ -39,9 +39,12 @@ model() {
 setup() {
   venv="$models/venv"
   [ ! -e "$venv/complete" ] || return 0
-  command -v python3 >/dev/null || give_up "python3 is missing"
+  if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    (source "$root/.ci/setup.sh" && heed_install python3-venv python3 python) ||
+      give_up "python3 and its venv are missing"
+  fi
   say "installing what the conversion needs"
-  python3 -m venv "$venv" >/dev/null || give_up "python3 has no venv"
+  python3 -m venv "$venv" || give_up "python3 makes no venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check numpy onnx gguf pillow ||
     give_up "pip or the network is missing"
   touch "$venv/complete"

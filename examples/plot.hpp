@@ -80,6 +80,19 @@ class Picture {
     out_ << "</g>\n";
   }
 
+  /// A picture at the address `uri`, smoothly scaled. With an `id`, again() repeats it.
+  void photograph(Point corner, double width, double height, const std::string& uri,
+                  const std::string& id = "") {
+    out_ << "<image ";
+    if (!id.empty()) out_ << "id=\"" << id << "\" ";
+    out_ << "x=\"" << corner.x << "\" y=\"" << corner.y << "\" width=\"" << width << "\" height=\""
+         << height << "\" preserveAspectRatio=\"none\" href=\"" << uri << "\"/>\n";
+  }
+  /// What has the `id`, moved.
+  void again(Point by, const std::string& id) {
+    out_ << "<use href=\"#" << id << "\" x=\"" << by.x << "\" y=\"" << by.y << "\"/>\n";
+  }
+
   void save(const std::string& path) const { heed::write_svg(path, out_.str() + "</svg>\n"); }
 
  private:

@@ -10,6 +10,8 @@ mkdir -p "$pictures"
 pictures="$(cd "$pictures" && pwd)"
 
 heed_setup nlohmann_json
+heed_say "fetching pretrained models for the examples 11 to 13"
+bash "$heed_root/examples/models.sh"
 heed_build examples -DHEED_BUILD_EXAMPLES=ON
 cd "$heed_root/examples"
 for source in [0-9]*.cpp; do

@@ -164,9 +164,9 @@ def greedy_tokens(models, prompt, count):
             mixed = softmax(np.where(hidden, np.float32(-np.inf), scores)) @ values.repeat(3, 0)
             x = x + mixed.swapaxes(0, 1).reshape(len(ids), -1) @ w[f"{block}.attention.output_projection.weight"].T
             y = norm(x, f"{block}.mlp_norm")
-            gate = y @ w[f"{block}.mlp.gate.weight"].T
-            gate = gate / (1 + np.exp(-gate)) * (y @ w[f"{block}.mlp.up.weight"].T)
-            x = x + gate @ w[f"{block}.mlp.down.weight"].T
+            gate = y @ w[f"{block}.mlp.gate_projection.weight"].T
+            gate = gate / (1 + np.exp(-gate)) * (y @ w[f"{block}.mlp.up_projection.weight"].T)
+            x = x + gate @ w[f"{block}.mlp.down_projection.weight"].T
         return norm(x[-1], "norm") @ w["embedding.weight"].T
 
     logits = first = step(prompt)
