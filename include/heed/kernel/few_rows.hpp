@@ -48,37 +48,58 @@ class FewRows {
   template <int Rows_, int Columns>
   EIGEN_DONT_INLINE static void tile(const Rows<A>& a, Index i, const Rows<B>& b, Index j,
                                      Index columns, Index depth, const Slab<C>& c) {
-    const A* left[length(Rows_)];
-    const B* right[length(Columns)];
     L sum[length(Rows_ * Columns)];
+    const A* left[length(Rows_)];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows_; ++r) left[r] = a[i + r];
+    // Few rows of b at a time, so that b, which is large, is read as one stream. Rows that end
+    // before the processor sees a stream are asked of the memory while those before are worked on.
+    constexpr int streams = Rows_ < 4 ? 2 : 4;
+    constexpr Index line = 64 / static_cast<Index>(sizeof(B));
+    for (int first = 0; first < Columns; first += streams) {
+      const B* right[length(streams)];
+      L part[length(Rows_)][length(streams)];
 #pragma GCC unroll 16
-    for (int t = 0; t < Columns; ++t) right[t] = b[j + std::min<Index>(t, columns - 1)];
+      for (int t = 0; t < streams; ++t) right[t] = b[j + std::min<Index>(first + t, columns - 1)];
 #pragma GCC unroll 16
-    for (L& vector : sum) vector = L(0);
-    const auto step = [&](const auto& load) __attribute__((always_inline)) {
-      L x[length(Rows_)];
+      for (auto& row : part) {
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows_; ++r) x[r] = load(left[r]).pinned();
-#pragma GCC unroll 16
-      for (int t = 0; t < Columns; ++t) {
-        const L y = load(right[t]).pinned();
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows_; ++r) {
-          sum[r * Columns + t] = fma(x[r], y, sum[r * Columns + t]);
-        }
+        for (L& vector : row) vector = L(0);
       }
-    };
-    Index d = 0;
-    for (; d + L::size <= depth; d += L::size) {
-      step([d](const auto* row)
-               __attribute__((always_inline)) { return load_widened<Accumulator>(row + d); });
-    }
-    if (d < depth) {
-      step([d, depth](const auto* row) __attribute__((always_inline)) {
-        return load_some<Accumulator>(row + d, depth - d, Accumulator(0));
-      });
+      const auto step = [&](const auto& load) __attribute__((always_inline)) {
+        L x[length(Rows_)];
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows_; ++r) x[r] = load(left[r]).pinned();
+#pragma GCC unroll 16
+        for (int t = 0; t < streams; ++t) {
+          const L y = load(right[t]).pinned();
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows_; ++r) part[r][t] = fma(x[r], y, part[r][t]);
+        }
+      };
+      const bool ahead = i == 0 && streams * depth * static_cast<Index>(sizeof(B)) <=
+                                       static_cast<Index>(Eigen::l1CacheSize()) / 3;
+      const B* next = b[j + first + streams];
+      Index d = 0;
+      for (; d + L::size <= depth; d += L::size) {
+        if (ahead) {
+#pragma GCC unroll 16
+          for (Index at = 0; at < streams * L::size; at += line) __builtin_prefetch(next + at);
+          next += streams * L::size;
+        }
+        step([d](const auto* row)
+                 __attribute__((always_inline)) { return load_widened<Accumulator>(row + d); });
+      }
+      if (d < depth) {
+        step([d, depth](const auto* row) __attribute__((always_inline)) {
+          return load_some<Accumulator>(row + d, depth - d, Accumulator(0));
+        });
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows_; ++r) {
+#pragma GCC unroll 16
+        for (int t = 0; t < streams; ++t) sum[r * Columns + first + t] = part[r][t];
+      }
     }
     alignas(64) Accumulator totals[length(Rows_ * Columns)];
 #pragma GCC unroll 16

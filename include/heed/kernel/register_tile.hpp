@@ -9,17 +9,22 @@
 
 namespace heed::detail {
 
+struct NothingElse {
+  EIGEN_ALWAYS_INLINE void operator()(Index) const {}
+};
+
 /// A block of sums in registers: `Rows` broadcast numbers x `Vectors` vectors of lanes.
 template <class Scalar, int Rows, int Vectors>
 struct RegisterTile {
   using L = Lanes<Scalar>;
   L sum[length(Rows)][length(Vectors)];
 
-  /// sum[r][v] = step over d = 0 .. depth-1 of panel[d][v] and x[r * row_stride + d *
-  /// depth_stride]. The strides are numbers or std::integral_constant.
-  template <class RowStride, class DepthStride, class Step>
+  /// `each(d)` is called once for each d. sum[r][v] = step over d = 0 .. depth-1 of panel[d][v] and
+  /// x[r * row_stride + d * depth_stride]. The strides are numbers or std::integral_constant.
+  template <class RowStride, class DepthStride, class Step, class Each = NothingElse>
   EIGEN_ALWAYS_INLINE void accumulate(const Scalar* panel, const Scalar* x, RowStride row_stride,
-                                      DepthStride depth_stride, Index depth, const Step& step) {
+                                      DepthStride depth_stride, Index depth, const Step& step,
+                                      const Each& each = {}) {
 #pragma GCC unroll 16
     for (auto& row : sum) {
 #pragma GCC unroll 16
@@ -34,6 +39,7 @@ struct RegisterTile {
       for (int v = 0; v < Vectors; ++v) {
         lanes[v] = L::load(panel + (d * Vectors + v) * L::size).pinned();
       }
+      each(d);
       const Scalar* column = x + d * depth_stride;
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {

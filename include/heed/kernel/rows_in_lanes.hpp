@@ -63,6 +63,7 @@ class RowsInLanes {
           const Index lane = panels_[p].first;
           multiply<Vectors>(packed + lane * depth_ + d * Vectors * L::size,
                             {rows.data + d, rows.stride}, count, depth, d == 0,
+                            p == 0 && rows.stride == depth_ && depth == depth_,
                             sums + lane * share);
         });
       }
@@ -86,13 +87,19 @@ class RowsInLanes {
 
   template <int Vectors>
   EIGEN_DONT_INLINE static void multiply(const Accumulator* panel, const Rows<Accumulator>& b,
-                                         Index count, Index depth, bool first_run,
+                                         Index count, Index depth, bool first_run, bool ahead,
                                          Accumulator* sums) {
     for_each_tile<std::min(height, tile_rows<Vectors>)>(
         count, [&]<int Count>(Index j) __attribute__((always_inline)) {
+          // The rows behind are asked of the memory in order of address, as weights are read once
+          // and streams of short rows end before the processor has seen them.
+          constexpr Index line = 64 / static_cast<Index>(sizeof(Accumulator)), every = line / Count;
+          const Accumulator* const next = ahead ? b[j + Count] : b[j];
           RegisterTile<Accumulator, Count, Vectors> tile;
           tile.accumulate(panel, b[j], b.stride, std::integral_constant<Index, 1>(), depth,
-                          MultiplyAdd());
+                          MultiplyAdd(), [next](Index d) __attribute__((always_inline)) {
+                            if (d % every == 0) __builtin_prefetch(next + d / every * line);
+                          });
 #pragma GCC unroll 16
           for (int r = 0; r < Count; ++r) {
 #pragma GCC unroll 16
