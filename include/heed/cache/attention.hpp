@@ -22,7 +22,10 @@ namespace detail {
 
 /// One call of attention over a cache, checked.
 template <class Q, class Cache>
-struct CacheCall {
+struct CacheCall : CallResults<Q, ScalarOf<Q>, rank_of<Q>> {
+  using Results = CallResults<Q, ScalarOf<Q>, rank_of<Q>>;
+  using Results::problem;  // of what is held of sequences
+  using Results::query_shape;
   using Number = Accumulator<ScalarOf<Q>>;
   static constexpr std::size_t rank = rank_of<Q>;
   static_assert(is_tensor_argument<Q> && rank >= 2,
@@ -31,38 +34,20 @@ struct CacheCall {
                 "heed: query and cache are of one number type (half, bfloat16 and float mix)");
 
   View<const ScalarOf<Q>, 4> query;
-  std::array<Index, rank> query_shape;
   const Cache& cache;
   Problem positions;  // of whole sequences, the longest's: what masks and modifiers go by
-  Problem problem;    // of what is held of them
 
   CacheCall(const char* function, const Q& q, const Cache& c)
-      : query(rank4(q)),
-        query_shape(view(q).shape),
+      : Results{view(q).shape, check(function, view(q).shape, rank4(q).shape, c)},
+        query(rank4(q)),
         cache(c),
-        positions(check(function, query_shape, query.shape, c)),
-        problem(positions) {
+        positions(problem) {
     check_not_integers<Q>();
     problem.keys = 0;
     for (Index b = 0; b < problem.batch; ++b) {
       problem.keys = std::max(problem.keys, c.held(b).count());
       positions.keys = std::max(positions.keys, c.held(b).length);
     }
-  }
-
-  std::array<Index, rank> output_shape() const {
-    auto shape = query_shape;
-    shape[rank - 1] = problem.value_dim;
-    return shape;
-  }
-  auto make_output() const {
-    check_extents(problem.function, "the output", output_shape());
-    return make_result<ScalarOf<Q>, Q>(output_shape());
-  }
-  auto make_log_sum_exp() const {
-    std::array<Index, rank - 1> shape;
-    std::copy_n(query_shape.begin(), rank - 1, shape.begin());
-    return make_result<Number, Q>(shape);
   }
 
   /// The forward pass on the engine that suits. `make` gives the ForwardOutput, once all is

@@ -202,9 +202,35 @@ void check_pass_shapes(const Call& call, const Output& output, const LogSumExp& 
   require("grad_output", grad_output.shape, call.output_shape(), "");
 }
 
+/// The results of a call: of the shape of its queries, each of the type that goes with `Like`.
+template <class Like, class Element, std::size_t rank>
+struct CallResults {
+  std::array<Index, rank> query_shape;
+  Problem problem;
+
+  std::array<Index, rank> output_shape() const {
+    auto shape = query_shape;
+    shape[rank - 1] = problem.value_dim;
+    return shape;
+  }
+  auto make_output() const {
+    check_extents(problem.function, "the output", output_shape());
+    return make_result<Element, Like>(output_shape());
+  }
+  /// One number for each query.
+  auto make_log_sum_exp() const {
+    std::array<Index, rank - 1> shape;
+    std::copy_n(query_shape.begin(), rank - 1, shape.begin());
+    return make_result<Accumulator<Element>, Like>(shape);
+  }
+};
+
 /// One call of attention: its tensors as rank 4, checked, with score, mask and dropout made for it.
 template <class Q, class K, class V>
-struct TensorCall {
+struct TensorCall : CallResults<Q, ScalarOf<Q>, rank_of<Q>> {
+  using Results = CallResults<Q, ScalarOf<Q>, rank_of<Q>>;
+  using Results::problem;
+  using Results::query_shape;
   using Number = Accumulator<ScalarOf<Q>>;
   using FusedUnit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
   using Element = ScalarOf<Q>;
@@ -212,38 +238,21 @@ struct TensorCall {
   View<const ScalarOf<Q>, 4> query;
   TensorRows<ScalarOf<K>> keys;
   TensorRows<ScalarOf<V>> values;
-  std::array<Index, rank> query_shape;
-  Problem problem;
 
   TensorCall(const char* function, const Q& q, const K& k, const V& v)
-      : query(rank4(q)),
+      : Results{view(q).shape, check_shapes(function, view(q).shape, view(k).shape, view(v).shape)},
+        query(rank4(q)),
         keys{rank4(k)},
-        values{rank4(v)},
-        query_shape(view(q).shape),
-        problem(check_shapes(function, view(q).shape, view(k).shape, view(v).shape)) {}
+        values{rank4(v)} {}
 
-  std::array<Index, rank> output_shape() const {
-    auto shape = query_shape;
-    shape[rank - 1] = problem.value_dim;
-    return shape;
-  }
   std::array<Index, rank> weights_shape() const {
     auto shape = query_shape;
     shape[rank - 1] = problem.keys;
     return shape;
   }
-  auto make_output() const {
-    check_extents(problem.function, "the output", output_shape());
-    return make_result<ScalarOf<Q>, Q>(output_shape());
-  }
   auto make_weights() const {
     check_extents(problem.function, "the weights", weights_shape());
     return make_result<ScalarOf<Q>, Q>(weights_shape());
-  }
-  auto make_log_sum_exp() const {
-    std::array<Index, rank - 1> shape;
-    std::copy_n(query_shape.begin(), rank - 1, shape.begin());
-    return make_result<Number, Q>(shape);
   }
 
   /// A tensor of the query's rank, and numbers for its rows, as the engines see them.

@@ -179,13 +179,17 @@ void run_sequences_back(Index count, const auto& with, Eigen::ThreadPoolInterfac
 /// of the types that a call over tensors has: scores are bound once, to the longest queries and
 /// keys, and the mask to each sequence, which it knows by its number in the batch.
 template <class Q, class K, class V>
-struct RaggedCall {
+struct RaggedCall
+    : CallResults<typename Q::Like, ScalarOf<TokensOf<const Q>>, rank_of<TokensOf<const Q>>> {
   using Element = ScalarOf<TokensOf<const Q>>;
   using KeyElement = ScalarOf<TokensOf<const K>>;
   using ValueElement = ScalarOf<TokensOf<const V>>;
   using Number = Accumulator<Element>;
   using FusedUnit = std::conditional_t<Laned<Number>, BinaryUnit, NaturalUnit>;
   static constexpr std::size_t rank = rank_of<TokensOf<const Q>>;
+  using Results = CallResults<typename Q::Like, Element, rank>;
+  using Results::problem;  // of the longest queries and keys
+  using Results::query_shape;
   template <class T>
   using OffsetsOf =
       SequenceOffsets<typename IntegerView<std::remove_cvref_t<decltype(T::offsets)>>::Scalar>;
@@ -193,19 +197,17 @@ struct RaggedCall {
   View<const Element, 4> query;  // (1, heads, total, dim)
   TensorRows<KeyElement> keys;
   TensorRows<ValueElement> values;
-  std::array<Index, rank> query_shape;
   OffsetsOf<Q> query_offsets;
   OffsetsOf<K> key_offsets;
-  Problem problem;  // of the longest queries and keys
 
   RaggedCall(const char* function, const Q& q, const K& k, const V& v)
-      : query(token_heads(tokens(q))),
+      : Results{tokens(q).shape,
+                check(function, tokens(q).shape, tokens(k).shape, tokens(v).shape)},
+        query(token_heads(tokens(q))),
         keys{token_heads(tokens(k))},
         values{token_heads(tokens(v))},
-        query_shape(tokens(q).shape),
         query_offsets(offsets(function, "query", q)),
-        key_offsets(offsets(function, "key", k)),
-        problem(check(function, query_shape, tokens(k).shape, tokens(v).shape)) {
+        key_offsets(offsets(function, "key", k)) {
     const auto value_offsets = offsets(function, "value", v);
     check_count(function, "key", key_offsets.count(), "value", value_offsets.count());
     check_count(function, "query", query_offsets.count(), "key", key_offsets.count());
@@ -220,22 +222,6 @@ struct RaggedCall {
       problem.queries = std::max(problem.queries, query_offsets.size(b));
       problem.keys = std::max(problem.keys, key_offsets.size(b));
     }
-  }
-
-  std::array<Index, rank> output_shape() const {
-    auto shape = query_shape;
-    shape[rank - 1] = problem.value_dim;
-    return shape;
-  }
-  auto make_output() const {
-    check_extents(problem.function, "the output", output_shape());
-    return make_result<Element, typename Q::Like>(output_shape());
-  }
-  /// (total) or (total, heads).
-  auto make_log_sum_exp() const {
-    std::array<Index, rank - 1> shape;
-    std::copy_n(query_shape.begin(), rank - 1, shape.begin());
-    return make_result<Number, typename Q::Like>(shape);
   }
 
   /// A tensor of the query's rank, and numbers for its rows, as (1, heads, total[, dim]).

@@ -10,6 +10,7 @@
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/rows.hpp"
 #include "heed/operator/matmul.hpp"
+#include "heed/operator/over_rows.hpp"
 #include "heed/simd/convert.hpp"
 #include "heed/simd/lanes.hpp"
 
@@ -72,7 +73,7 @@ struct Linear {
     detail::check_writable("Linear", target, "the output");
     detail::check_not_aliased("Linear", target, detail::rank4(x), "x");
     check_not_parameters("Linear", target, "the output");
-    const auto [from, to] = rows_together(detail::rank4(x), target);
+    const auto [from, to] = detail::rows_together(detail::rank4(x), target);
     detail::multiply(from, transposed(over(weight, from)), to, pool);
     if (bias.size() == 0) return;
     detail::for_each_row(to.shape, [this, y = to](Index b, Index h, Index i) {
@@ -123,7 +124,7 @@ struct Linear {
     check_apart(detail::rank4(parameters.weight), "the gradient of the weight");
     check_apart(detail::rank4(parameters.bias), "the gradient of the bias");
     parameters.check_not_parameters(function, to, "the gradient of x");
-    const auto [dy, dx] = rows_together(detail::rank4(grad_y), to);
+    const auto [dy, dx] = detail::rows_together(detail::rank4(grad_y), to);
     detail::multiply(dy, over(weight, dy), dx, pool);
     parameters.weight.resize(out_features(), in_features());
     grad_weight(parameters.weight, detail::rank4(x), detail::rank4(grad_y), pool);
@@ -188,22 +189,6 @@ struct Linear {
             {0, 0, matrix.cols(), 1}};
   }
 
-  /// All rows as one matrix, where they lie evenly in both, so that the other factor is packed once
-  /// for all.
-  template <class A, class B>
-  static auto rows_together(const View<A, 4>& a, const View<B, 4>& b) {
-    const auto together = [](auto x) {
-      for (const std::size_t axis : {1U, 0U}) {
-        if (x.shape[axis] != 1 && x.strides[axis] != x.shape[2] * x.strides[2]) break;
-        x.shape[2] *= x.shape[axis];
-        x.shape[axis] = 1;
-      }
-      return x;
-    };
-    const std::pair result(together(a), together(b));
-    return result.first.shape[2] == result.second.shape[2] ? result : std::pair(a, b);
-  }
-
   /// dW = dy^T x, summed over batch and heads.
   template <class X, class G>
   static void grad_weight(Matrix<Scalar>& to, const View<X, 4>& given, const View<G, 4>& grad_y,
@@ -215,7 +200,7 @@ struct Linear {
       visible = without_rows_of_no_gradient(given, grad_y);
       every = view(visible);
     }
-    const auto [x, dy] = rows_together(every, grad_y);
+    const auto [x, dy] = detail::rows_together(every, grad_y);
     if (x.shape[0] == 1 && x.shape[1] == 1) {
       return detail::multiply(transposed(dy), x, detail::rank4(to), pool);
     }

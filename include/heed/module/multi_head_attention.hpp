@@ -13,12 +13,12 @@
 #include "heed/core/error.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
-#include "heed/module/head_norm.hpp"
 #include "heed/module/initialiser.hpp"
 #include "heed/module/linear.hpp"
 #include "heed/module/pass.hpp"
 #include "heed/operator/attention.hpp"
 #include "heed/operator/attention_backward.hpp"
+#include "heed/operator/norm.hpp"
 #include "heed/operator/rotary.hpp"
 #include "heed/operator/rotary_config.hpp"
 #include "heed/policy/dropout.hpp"
@@ -417,12 +417,17 @@ struct MultiHeadAttention {
       }
     }
     if (config_.qk_norm) {
-      detail::HeadNorm<Scalar>{query_norm}.backward(
-          View<const Element, 4>(split_heads(pass.projected_query, heads)),
-          split_heads(query, heads), parameters.query_norm);
-      detail::HeadNorm<Scalar>{key_norm}.backward(
-          View<const Element, 4>(split_heads(pass.projected_key, kv_heads)),
-          split_heads(key, kv_heads), parameters.key_norm);
+      const auto through = [&](const auto& projected, const View<Element, 4>& grad,
+                               const Vector<Scalar>& norm, Vector<Scalar>& grad_norm) {
+        grad_norm.resize(norm.size());
+        detail::normalise_backward(function, Norm::rms, grad, grad_norm.data(), no_bias,
+                                   View<const Element, 4>(projected), View<const Element, 4>(grad),
+                                   norm.data(), norm_epsilon, pool);
+      };
+      through(split_heads(pass.projected_query, heads), split_heads(query, heads), query_norm,
+              parameters.query_norm);
+      through(split_heads(pass.projected_key, kv_heads), split_heads(key, kv_heads), key_norm,
+              parameters.key_norm);
     }
     query_projection.backward_into(as_batch(view(result.query)), parameters.query_projection,
                                    query_in, query, pool);
@@ -446,6 +451,8 @@ struct MultiHeadAttention {
  private:
   friend TransformerBlock<Scalar>;
   static constexpr const char* called = "MultiHeadAttention";
+  static constexpr double norm_epsilon = 1e-6;
+  static constexpr Scalar* no_bias = nullptr;
 
   Index width() const { return config_.num_heads * config_.head_dim; }
   Index kv_width() const { return config_.num_kv_heads * config_.head_dim; }
@@ -601,7 +608,9 @@ struct MultiHeadAttention {
     projection.into(projected, x, options.pool);
     const auto per_head = split_heads(to, heads);
     if (config_.qk_norm) {
-      detail::HeadNorm<Scalar>{norm}.forward(split_heads(projected, heads), per_head, options.pool);
+      detail::normalise(called, Norm::rms, per_head,
+                        View<const Element, 4>(split_heads(projected, heads)), norm.data(), no_bias,
+                        norm_epsilon, options.pool);
     }
     if constexpr (detail::Laned<detail::Accumulator<Element>>) {
       if (config_.rotary) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <type_traits>
 
 #include "heed/core/error.hpp"
@@ -73,7 +74,7 @@ void normalise_backward(const char* function, Norm norm, const View<To, 4>& grad
     sums = layout.take<Number>(2 * runs * width);
   });
   const Number* const w = widened(weight, width, weight_copy);
-  std::fill(sums, sums + 2 * runs * width, Number(0.0));
+  std::uninitialized_fill_n(sums, 2 * runs * width, Number(0.0));
   with_norm(function, norm, [&](auto centred) {
     over_rows<Number>(
         pool, run,
@@ -94,6 +95,7 @@ void normalise_backward(const char* function, Norm norm, const View<To, 4>& grad
     grad_weight[c] = static_cast<Scalar>(of_weight);
     if (grad_bias) grad_bias[c] = static_cast<Scalar>(of_bias);
   }
+  std::destroy_n(sums, 2 * runs * width);
 }
 
 }  // namespace detail
