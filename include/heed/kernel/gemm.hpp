@@ -228,7 +228,7 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
         }
       });
     }
-    if (k > 0 && b.strides[2] == 1 && RowsInLanes<Accumulate, A, B, C>::suits(m, k)) {
+    if (k > 0 && b.strides[2] == 1 && RowsInLanes<Accumulate, A, B, C>::suits(m, k, n)) {
       return multiply_rows_in_lanes<Accumulate>(a, b, c, pool);
     }
     // Lanes run along rows of c; where its columns are the contiguous ones, c^T = b^T a^T.

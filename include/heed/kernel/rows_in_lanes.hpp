@@ -30,8 +30,10 @@ class RowsInLanes {
   static constexpr Index share = 48;
 
   /// Packing b takes about as long as turning a and c where there are as many rows of a as numbers
-  /// in them.
-  static bool suits(Index rows, Index depth) { return std::min(rows, most_rows) <= depth; }
+  /// in them. Many rows of a that outnumber those of b are slower to turn than b is to pack once.
+  static bool suits(Index rows, Index depth, Index columns) {
+    return std::min(rows, most_rows) <= depth && (rows <= most_rows || rows <= columns);
+  }
 
   RowsInLanes(Index rows, Index depth)
       : rows_(rows), depth_(depth), panels_(rows), run_(even_part(depth)) {}
