@@ -12,6 +12,8 @@
 #include "heed/core/error.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
+#include "heed/module/block_config.hpp"
+#include "heed/module/block_pass.hpp"
 #include "heed/module/layer.hpp"
 #include "heed/module/mlp.hpp"
 #include "heed/module/multi_head_attention.hpp"
@@ -26,33 +28,7 @@
 
 namespace heed {
 
-struct BlockConfig {
-  MultiHeadConfig attention{};  ///< of x to itself: key_dim and value_dim are embed_dim
-  MlpConfig mlp{};              ///< dim 0: embed_dim
-  Norm norm = Norm::layer;
-  /// Whether a branch reads its input normalised (Xiong et al., "On layer normalization in the
-  /// transformer architecture", 2020), or the sum of the input and the branch is normalised
-  /// (Vaswani et al., 2017).
-  bool pre_norm = true;
-  /// Whether a branch is multiplied by a learned factor for each feature (Touvron et al., "Going
-  /// deeper with image transformers", 2021).
-  bool layer_scale = false;
-  bool cross = false;   ///< whether there is attention to a memory, after that of x to itself
-  double norm_eps = 0;  ///< 0: the default of the norm
-  /// Attention to the memory, whose width is key_dim and value_dim; embed_dim 0: heads and widths
-  /// of `attention`, without a rotation.
-  MultiHeadConfig cross_attention{};
-  double initial_scale = 1e-5;  ///< what the factors of layer_scale start at
-};
-
 namespace detail {
-
-/// Makes what it is a member of a thing that may be moved, but not copied.
-struct MoveOnly {
-  MoveOnly() = default;
-  MoveOnly(MoveOnly&&) = default;
-  MoveOnly& operator=(MoveOnly&&) = default;
-};
 
 /// f(parameter) for all parameters below a module.
 template <class T>
@@ -65,36 +41,6 @@ void each_parameter(const T& module, const auto& f) {
 }
 
 }  // namespace detail
-
-/// A branch of a pass through a TransformerBlock.
-template <class Stream, class Inner>
-struct BranchPass {
-  Stream between;  ///< what the branch reads, normalised, or the sum, before it is normalised
-  Inner inner;     ///< the pass through the branch
-};
-
-/// What a pass through a TransformerBlock gives; all but the output is what backward needs. It
-/// refers to its own tensors, so it is moved and never copied; x and the memory must outlive it.
-template <class X, class Output, class Stream, class Attention, class Cross, class Feed>
-struct BlockPass {
-  detail::ViewOf<const X> input;
-  BranchPass<Stream, Attention> attention;
-  Stream after_attention;
-  Cross cross;  ///< a BranchPass, or std::nullptr_t where there is no memory
-  Stream after_cross;
-  BranchPass<Stream, Feed> mlp;
-  Output output;
-  AttentionOptions options;
-  detail::MoveOnly refers_to_itself = {};
-};
-
-/// What the backward pass of a block with a memory gives.
-template <class Input, class Memory, class Parameters>
-struct BlockGradients {
-  Input input;
-  Memory memory;
-  Parameters parameters;
-};
 
 /// A layer of a transformer: attention and then an Mlp, each added to what it reads. With the norm
 /// first a branch f makes x + scale f(norm(x)) of x, with the norm last norm(x + scale f(x)).
@@ -113,28 +59,10 @@ struct TransformerBlock {
   TransformerBlock() = default;
   /// Each part with weights of its own from the seed. std::invalid_argument where the parts do not
   /// fit one another or their own configuration.
-  explicit TransformerBlock(const BlockConfig& given, std::uint64_t seed = 0) : config_(given) {
-    auto& c = config_;
+  explicit TransformerBlock(const BlockConfig& given, std::uint64_t seed = 0)
+      : config_(detail::completed(name, given)) {
+    const auto& c = config_;
     const Index dim = c.attention.embed_dim;
-    if (c.mlp.dim == 0) c.mlp.dim = dim;
-    if (c.mlp.dim != dim) {
-      detail::fail(name, "the mlp has a dim of ", c.mlp.dim, ", the attention an embed_dim of ",
-                   dim);
-    }
-    for (const Index width : {c.attention.key_dim, c.attention.value_dim}) {
-      if (width != 0 && width != dim) {
-        detail::fail(name, "attention of x to itself has keys or values of ", width,
-                     " features for an embed_dim of ", dim);
-      }
-    }
-    if (c.cross_attention.embed_dim == 0) {
-      c.cross_attention = c.attention;
-      c.cross_attention.rotary.reset();
-    }
-    if (c.cross && c.cross_attention.embed_dim != dim) {
-      detail::fail(name, "cross_attention has an embed_dim of ", c.cross_attention.embed_dim,
-                   ", attention of ", dim);
-    }
     std::mt19937_64 seeds(seed);
     const auto norm = [&] { return AnyNorm<Scalar>(c.norm, dim, c.norm_eps); };
     const auto scale = [&] {

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -15,12 +13,13 @@
 #include "heed/core/view.hpp"
 #include "heed/module/initialiser.hpp"
 #include "heed/module/linear.hpp"
+#include "heed/module/multi_head_config.hpp"
 #include "heed/module/pass.hpp"
+#include "heed/module/token_cache.hpp"
 #include "heed/operator/attention.hpp"
 #include "heed/operator/attention_backward.hpp"
 #include "heed/operator/norm.hpp"
 #include "heed/operator/rotary.hpp"
-#include "heed/operator/rotary_config.hpp"
 #include "heed/policy/dropout.hpp"
 #include "heed/policy/mask/range.hpp"
 #include "heed/policy/options.hpp"
@@ -31,21 +30,6 @@ namespace heed {
 
 template <class Scalar>
 struct TransformerBlock;
-
-struct MultiHeadConfig {
-  Index embed_dim = 0;     ///< width of queries and outputs
-  Index num_heads = 1;     ///< divides embed_dim, unless head_dim is given
-  Index num_kv_heads = 0;  ///< divides num_heads; 0: num_heads
-  Index key_dim = 0;       ///< width of the keys given; 0: embed_dim
-  Index value_dim = 0;     ///< width of the values given; 0: embed_dim
-  bool bias = false;       ///< whether all four projections begin with a bias
-  Index head_dim = 0;      ///< width of a head; 0: embed_dim / num_heads
-  /// How queries and keys are rotated by their positions; none: they are not.
-  std::optional<RotaryConfig> rotary{};
-  /// Whether each head of queries and keys is divided by its root mean square (epsilon 1e-6) and
-  /// multiplied by a learned weight, before the rotation, as in Qwen3 and Gemma 3.
-  bool qk_norm = false;
-};
 
 /// What a pass through MultiHeadAttention gives, of the number type of the query; all but the
 /// output is what backward needs.
@@ -60,29 +44,6 @@ struct MultiHeadPass {
 
   explicit MultiHeadPass(ModuleInputs<Q, K, V, M> given) : inputs(std::move(given)) {}
 };
-
-namespace detail {
-
-/// A cache of keys and values (heed/cache.hpp).
-template <class T>
-concept TokenCache = requires(const T& cache, Index b) {
-  typename T::Element;
-  cache.extents();
-  { cache.held(b).length } -> std::convertible_to<Index>;
-};
-
-/// How many tokens a cache holds of a sequence before it evicts the first; 0: it evicts none.
-template <class Cache>
-Index tokens_before_eviction(const Cache& cache) {
-  if constexpr (requires { cache.config().window; }) {
-    const auto& config = cache.config();
-    return config.window > 0 ? config.window + config.sinks : 0;
-  } else {
-    return 0;
-  }
-}
-
-}  // namespace detail
 
 /// Heads of scaled dot-product attention side by side, each on its own projection of the input
 /// (Vaswani et al., 2017), with fewer key/value heads if wanted (Ainslie et al., "GQA", 2023). A
@@ -101,42 +62,8 @@ struct MultiHeadAttention {
   /// Xavier weights from the seed, drawn in the order of the members; biases start at 0,
   /// norms at 1. std::invalid_argument where heads do not divide, or the rotation does not fit.
   explicit MultiHeadAttention(const MultiHeadConfig& given, std::uint64_t seed = 0)
-      : config_(given) {
-    if (config_.num_kv_heads == 0) config_.num_kv_heads = config_.num_heads;
-    if (config_.key_dim == 0) config_.key_dim = config_.embed_dim;
-    if (config_.value_dim == 0) config_.value_dim = config_.embed_dim;
+      : config_(detail::completed<Scalar>(called, given)) {
     const auto& c = config_;
-    if (c.embed_dim < 1 || c.num_heads < 1 || c.num_kv_heads < 1 || c.key_dim < 1 ||
-        c.value_dim < 1) {
-      detail::fail(called, "embed_dim ", c.embed_dim, ", num_heads ", c.num_heads,
-                   ", num_kv_heads ", c.num_kv_heads, ", key_dim ", c.key_dim, " and value_dim ",
-                   c.value_dim, " must be positive");
-    }
-    if (c.head_dim < 0) detail::fail(called, "head_dim is ", c.head_dim);
-    if (c.head_dim == 0) {
-      if (c.embed_dim % c.num_heads != 0) {
-        detail::fail(called, "num_heads ", c.num_heads, " does not divide embed_dim ", c.embed_dim,
-                     "; head_dim may be given in place of it");
-      }
-      config_.head_dim = c.embed_dim / c.num_heads;
-    }
-    if (c.num_heads % c.num_kv_heads != 0) {
-      detail::fail(called, "num_kv_heads ", c.num_kv_heads, " does not divide num_heads ",
-                   c.num_heads);
-    }
-    const Index widest = std::max({c.embed_dim, c.key_dim, c.value_dim});
-    detail::check_extents(called, "a weight of (num_heads, head_dim, width of inputs)",
-                          std::array{c.num_heads, c.head_dim, widest});
-    if (c.rotary) {
-      if (!detail::Laned<detail::Accumulator<Scalar>>) {
-        detail::fail(called, "rotary positions are for float, double, half and bfloat16");
-      }
-      if (c.rotary->axes != 1) {
-        detail::fail(called, "tokens have one position each, but the rotation has ", c.rotary->axes,
-                     " axes");
-      }
-      detail::rotated_width(called, *c.rotary, c.head_dim);
-    }
     detail::Initialiser initialiser(seed);
     query_projection = initialiser.linear<Scalar>(c.embed_dim, width(), c.bias);
     key_projection = initialiser.linear<Scalar>(c.key_dim, kv_width(), c.bias);
@@ -182,9 +109,9 @@ struct MultiHeadAttention {
     const auto target = check_target(called, out, q);
     detail::check_not_aliased(called, target, detail::rank4(k), "key");
     detail::check_not_aliased(called, target, detail::rank4(v), "value");
-    const auto query_in = as_batch(view(q));
-    const auto key_in = as_batch(view(k));
-    const auto value_in = as_batch(view(v));
+    const auto query_in = detail::as_batch(view(q));
+    const auto key_in = detail::as_batch(view(k));
+    const auto value_in = detail::as_batch(view(v));
     View<Element, 3> query, key, value, context;
     const detail::Scratch scratch([&](detail::Layout& layout) {
       query = room<Element>(layout, query_in, width());
@@ -196,7 +123,7 @@ struct MultiHeadAttention {
     prepare_key(key_in, key, key, Index(0), options);
     value_projection.into(value, value_in, options.pool);
     attend(query, key, value, context, {}, mask, options);
-    output_projection.into(as_batch(view(out)), context, options.pool);
+    output_projection.into(detail::as_batch(view(out)), context, options.pool);
   }
 
   /// Causal self-attention of new tokens x (batch, n, embed_dim), or (n, embed_dim) for a batch of
@@ -222,7 +149,7 @@ struct MultiHeadAttention {
     using Element = detail::ScalarOf<X>;
     check_new_tokens(x, cache, options);
     check_target(called, out, x);
-    const auto tokens = as_batch(view(x));
+    const auto tokens = detail::as_batch(view(x));
     const Index n = tokens.shape[1];
     View<Element, 3> query, key, value, context;
     View<Index, 2> positions;
@@ -233,7 +160,7 @@ struct MultiHeadAttention {
       context = room<Element>(layout, tokens, width());
       positions = detail::take_tensor<Index>(layout, std::array{tokens.shape[0], n});
     });
-    const Index longest = fill_positions(cache, positions);
+    const Index longest = detail::fill_positions(cache, positions);
     prepare_query(tokens, query, query, positions, options);
     prepare_key(tokens, key, key, positions, options);
     value_projection.into(value, tokens, options.pool);
@@ -247,7 +174,7 @@ struct MultiHeadAttention {
                      split_heads(part(query, first, count), config_.num_heads), cache,
                      scaled_dot_product(), causal(), options);
     }
-    output_projection.into(as_batch(view(out)), context, options.pool);
+    output_projection.into(detail::as_batch(view(out)), context, options.pool);
   }
 
   /// Projects keys (batch, n, key_dim) and values (batch, n, value_dim), or both without batch, and
@@ -259,8 +186,8 @@ struct MultiHeadAttention {
     check_weights(function);
     check_input(function, "key", k, config_.key_dim);
     check_input(function, "value", v, config_.value_dim);
-    const auto key_in = as_batch(view(k));
-    const auto value_in = as_batch(view(v));
+    const auto key_in = detail::as_batch(view(k));
+    const auto value_in = detail::as_batch(view(v));
     if (key_in.shape[0] != value_in.shape[0] || key_in.shape[1] != value_in.shape[1]) {
       detail::fail(function, "key of shape ", view(k).shape, " and value of shape ", view(v).shape,
                    " differ in batch or in their number of keys");
@@ -273,7 +200,7 @@ struct MultiHeadAttention {
       value = room<Element>(layout, value_in, kv_width());
       positions = detail::take_tensor<Index>(layout, std::array{key_in.shape[0], key_in.shape[1]});
     });
-    fill_positions(cache, positions);
+    detail::fill_positions(cache, positions);
     prepare_key(key_in, key, key, positions, options);
     value_projection.into(value, value_in, options.pool);
     cache.append(split_heads(key, config_.num_kv_heads), split_heads(value, config_.num_kv_heads));
@@ -297,7 +224,7 @@ struct MultiHeadAttention {
     using Element = detail::ScalarOf<X>;
     check_cross(x, cache);
     check_target("MultiHeadAttention::cross", out, x);
-    const auto tokens = as_batch(view(x));
+    const auto tokens = detail::as_batch(view(x));
     View<Element, 3> query, context;
     const detail::Scratch scratch([&](detail::Layout& layout) {
       query = room<Element>(layout, tokens, width());
@@ -306,7 +233,7 @@ struct MultiHeadAttention {
     prepare_query(tokens, query, query, Index(0), options);
     attention_into(split_heads(context, config_.num_heads), split_heads(query, config_.num_heads),
                    cache, scaled_dot_product(), mask, options);
-    output_projection.into(as_batch(view(out)), context, options.pool);
+    output_projection.into(detail::as_batch(view(out)), context, options.pool);
   }
 
   /// -> {output, weights}; weights (batch, heads, queries, keys), without batch where the query has
@@ -317,9 +244,10 @@ struct MultiHeadAttention {
                             const AttentionOptions& options = {}) const {
     using Element = detail::ScalarOf<Q>;
     check_inputs(called, q, k, v);
-    detail::check_extents(called, "the matrix of weights",
-                          std::array{as_batch(view(q)).shape[0], config_.num_heads,
-                                     as_batch(view(q)).shape[1], as_batch(view(k)).shape[1]});
+    detail::check_extents(
+        called, "the matrix of weights",
+        std::array{detail::as_batch(view(q)).shape[0], config_.num_heads,
+                   detail::as_batch(view(q)).shape[1], detail::as_batch(view(k)).shape[1]});
     auto pass = project(q, k, v, mask, options);
     const auto call = make_call(view(pass.query), view(pass.key), view(pass.value));
     constexpr std::size_t rank = detail::rank_of<Q>;
@@ -339,7 +267,7 @@ struct MultiHeadAttention {
       return detail::ForwardOutput<Element, detail::Accumulator<Element>>{
           split_heads(pass.context, config_.num_heads), {}, weights};
     });
-    output_projection.into(as_batch(view(pass.output)), pass.context, options.pool);
+    output_projection.into(detail::as_batch(view(pass.output)), pass.context, options.pool);
     result.output = std::move(pass.output);
     return result;
   }
@@ -352,7 +280,7 @@ struct MultiHeadAttention {
     auto pass = project(q, k, v, mask, options);
     attend(view(pass.query), view(pass.key), view(pass.value), view(pass.context),
            view(pass.log_sum_exp), mask, options);
-    output_projection.into(as_batch(view(pass.output)), pass.context, options.pool);
+    output_projection.into(detail::as_batch(view(pass.output)), pass.context, options.pool);
     return pass;
   }
 
@@ -367,9 +295,9 @@ struct MultiHeadAttention {
     constexpr const char* function = "MultiHeadAttention::backward";
     const auto& in = pass.inputs;
     check_weights(function);
-    const auto query_in = as_batch(in.query);
-    const auto key_in = as_batch(in.key);
-    const auto value_in = as_batch(in.value);
+    const auto query_in = detail::as_batch(in.query);
+    const auto key_in = detail::as_batch(in.key);
+    const auto value_in = detail::as_batch(in.value);
     detail::check_projected(function, "query", query_in, pass.query, query_projection);
     detail::check_projected(function, "key", key_in, pass.key, key_projection);
     detail::check_projected(function, "value", value_in, pass.value, value_projection);
@@ -398,7 +326,7 @@ struct MultiHeadAttention {
     Tensor<Element, 3> context(pass.context.dimensions()), query(pass.query.dimensions()),
         key(pass.key.dimensions()), value(pass.value.dimensions());
     output_projection.backward_into(context, parameters.output_projection, pass.context,
-                                    as_batch(view(grad_output)), pool);
+                                    detail::as_batch(view(grad_output)), pool);
     const Index heads = config_.num_heads, kv_heads = config_.num_kv_heads;
     using PerHead = View<Element, 4>;
     attention_backward_into(
@@ -429,12 +357,12 @@ struct MultiHeadAttention {
       through(split_heads(pass.projected_key, kv_heads), split_heads(key, kv_heads), key_norm,
               parameters.key_norm);
     }
-    query_projection.backward_into(as_batch(view(result.query)), parameters.query_projection,
-                                   query_in, query, pool);
-    key_projection.backward_into(as_batch(view(result.key)), parameters.key_projection, key_in, key,
-                                 pool);
-    value_projection.backward_into(as_batch(view(result.value)), parameters.value_projection,
-                                   value_in, value, pool);
+    query_projection.backward_into(detail::as_batch(view(result.query)),
+                                   parameters.query_projection, query_in, query, pool);
+    key_projection.backward_into(detail::as_batch(view(result.key)), parameters.key_projection,
+                                 key_in, key, pool);
+    value_projection.backward_into(detail::as_batch(view(result.value)),
+                                   parameters.value_projection, value_in, value, pool);
     return result;
   }
 
@@ -488,7 +416,7 @@ struct MultiHeadAttention {
       detail::fail(function, what, " of shape ", view(x).shape, " does not fit a width of ",
                    features, " (last axis)");
     }
-    const auto wide = as_batch(view(x));
+    const auto wide = detail::as_batch(view(x));
     detail::check_extents(function, "the projection",
                           std::array{wide.shape[0], wide.shape[1], width()});
   }
@@ -515,7 +443,7 @@ struct MultiHeadAttention {
                    config_.embed_dim, ", ", config_.key_dim, " and ", config_.value_dim);
     }
     check_input(called, "x", x, config_.embed_dim);
-    check_cache(called, cache, as_batch(view(x)).shape[0]);
+    check_cache(called, cache, detail::as_batch(view(x)).shape[0]);
     const Dropout refused_before_append(called, options.dropout, options.seed);
   }
 
@@ -524,7 +452,7 @@ struct MultiHeadAttention {
     constexpr const char* function = "MultiHeadAttention::cross";
     check_weights(function);
     check_input(function, "x", x, config_.embed_dim);
-    check_cache(function, cache, as_batch(view(x)).shape[0]);
+    check_cache(function, cache, detail::as_batch(view(x)).shape[0]);
   }
 
   /// `out` has the shape of the query and shares no elements with it or with a parameter.
@@ -549,9 +477,9 @@ struct MultiHeadAttention {
     detail::check_extents(function, "query", view(q).shape);
     detail::check_extents(function, "key", view(k).shape);
     detail::check_extents(function, "value", view(v).shape);
-    const auto query = as_batch(view(q));
-    const auto key = as_batch(view(k));
-    const auto value = as_batch(view(v));
+    const auto query = detail::as_batch(view(q));
+    const auto key = detail::as_batch(view(k));
+    const auto value = detail::as_batch(view(v));
     const auto require = [&](bool fits, const char* what, const auto& given, Index needed) {
       if (!fits) {
         detail::fail(function, what, " of shape ", given.shape, " does not fit a width of ", needed,
@@ -584,19 +512,6 @@ struct MultiHeadAttention {
     x.data += first * x.strides[1];
     x.shape[1] = count;
     return x;
-  }
-
-  /// The positions (batch, n) of the tokens that come next; returns the length of the longest
-  /// sequence.
-  template <class Cache>
-  static Index fill_positions(const Cache& cache, const View<Index, 2>& positions) {
-    Index longest = 0;
-    for (Index b = 0; b < positions.shape[0]; ++b) {
-      const Index length = cache.held(b).length;
-      longest = std::max(longest, length);
-      for (Index i = 0; i < positions.shape[1]; ++i) positions(b, i) = length + i;
-    }
-    return longest;
   }
 
   /// Queries or keys as they meet: projected, normed from there into `to`, which may be the same,
@@ -633,9 +548,9 @@ struct MultiHeadAttention {
                const AttentionOptions& options) const {
     using Element = detail::ScalarOf<Q>;
     detail::check_types<Q, K, V, DotProduct, M>();
-    const auto query = as_batch(view(q));
-    const auto key = as_batch(view(k));
-    const auto value = as_batch(view(v));
+    const auto query = detail::as_batch(view(q));
+    const auto key = detail::as_batch(view(k));
+    const auto value = detail::as_batch(view(v));
     MultiHeadPass<Element, Q, K, V, M> pass({view(q), view(k), view(v), mask, options});
     const auto resize = [](Tensor<Element, 3>& x, const auto& like, Index features) {
       x.resize(like.shape[0], like.shape[1], features);
@@ -672,15 +587,6 @@ struct MultiHeadAttention {
       return detail::ForwardOutput<Element, detail::Accumulator<Element>>{
           split_heads(context, config_.num_heads), log_sum_exp, {}};
     });
-  }
-
-  /// (seq, dim) as (1, seq, dim).
-  template <class Element, int Rank>
-  static View<Element, 3> as_batch(const View<Element, Rank>& x) {
-    const auto wide = detail::expand<4, 2>(x);
-    return {wide.data,
-            {wide.shape[0], wide.shape[2], wide.shape[3]},
-            {wide.strides[0], wide.strides[2], wide.strides[3]}};
   }
 
   MultiHeadConfig config_;

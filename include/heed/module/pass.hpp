@@ -79,6 +79,15 @@ void check_projected(const char* function, const char* name, const Input& input,
   }
 }
 
+/// (seq, dim) as (1, seq, dim).
+template <class Element, int Rank>
+View<Element, 3> as_batch(const View<Element, Rank>& x) {
+  const auto wide = detail::expand<4, 2>(x);
+  return {wide.data,
+          {wide.shape[0], wide.shape[2], wide.shape[3]},
+          {wide.strides[0], wide.strides[2], wide.strides[3]}};
+}
+
 /// Room for a tensor.
 template <class Element, std::size_t Rank>
 View<Element, static_cast<int>(Rank)> take_tensor(Layout& layout,
