@@ -67,6 +67,38 @@ TEST(Parallel, CoversEveryItemOnceAndHandsOnErrors) {
   }
 }
 
+TEST(Parallel, ManyCallersNestedCallsAndPoolsThatEnd) {
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    Eigen::ThreadPool pool(4), other(2);
+    std::vector<std::thread> callers;
+    std::atomic<Index> sum{0};
+    for (int caller = 0; caller < 3; ++caller) {
+      callers.emplace_back([&] {
+        for (Index items = 1; items < 40; ++items) {
+          parallel_for(&pool, items, [&](Index first, Index last) {
+            for (Index i = first; i < last; ++i) {
+              parallel_for(i % 2 == 0 ? &pool : &other, 3,
+                           [&](Index from, Index to) { sum += (to - from) * i; });
+            }
+          });
+        }
+      });
+    }
+    for (std::thread& caller : callers) caller.join();
+    // 3 callers, 3 items within each of 0 .. n-1, for n = 1 .. 39: the sum of n (n - 1) / 2 is
+    // 38 * 39 * 40 / 6 = 9880.
+    EXPECT_EQ(sum, 3 * 3 * 9880);
+  }
+}
+
+TEST(Parallel, EveryErrorIsHandedOn) {
+  Eigen::ThreadPool pool(3);
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    EXPECT_THROW(parallel_for(&pool, 5, [](Index, Index) { throw std::runtime_error("each"); }),
+                 std::runtime_error);
+  }
+}
+
 TEST(Select, LaneByLane) {
   EXPECT_EQ(heed::select(true, 1, 2), 1);
   float x[at(n)];

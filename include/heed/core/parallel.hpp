@@ -1,11 +1,14 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <Eigen/Core>
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
@@ -13,10 +16,179 @@ namespace heed::detail {
 
 using Eigen::Index;
 
-/// Calls body(first, last) for runs that cover 0 .. items-1, on as many threads as the pool has,
-/// the caller being one of them. All take runs from a counter, and the caller waits only for runs
-/// that were taken, so that a call from within the pool cannot lock up. The first exception of a
-/// body reaches the caller.
+/// A wait of some 200 microseconds without sleep: twice what it takes to wake a thread that sleeps,
+/// and longer than what a module does on one thread between two jobs of its pool.
+class Patience {
+ public:
+  /// Lets a little time pass; false once there is none left.
+  bool spin() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+    // The clock takes longer than the pause.
+    return ++spins_ % 16 != 0 || std::chrono::steady_clock::now() < end_;
+  }
+
+ private:
+  unsigned spins_ = 0;
+  std::chrono::steady_clock::time_point end_ =
+      std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+};
+
+/// Runs of 0 .. items-1, which threads take from a counter until none is left. It lives on the
+/// caller's stack: whoever may still touch it has been counted, and is waited for.
+class Job {
+ public:
+  template <class Body>
+  Job(Index items, Index run, const Body& body)
+      : items_(items), run_(run), body_(&body), call_([](const void* of, Index first, Index last) {
+          (*static_cast<const Body*>(of))(first, last);
+        }) {}
+
+  void work() {
+    for (Index first; (first = next_.fetch_add(run_)) < items_;) {
+      try {
+        call_(body_, first, std::min(first + run_, items_));
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
+    }
+  }
+
+  /// What another thread does, once.
+  void help() {
+    work();
+    const std::lock_guard lock(mutex_);
+    ++left_;
+    leaving_.notify_one();
+  }
+
+  /// Until so many have helped; throws the first exception of a body.
+  void finish(Index helpers) {
+    if (helpers > 0) {
+      for (Patience patience; left_ < helpers && patience.spin();) {
+      }
+      std::unique_lock lock(mutex_);
+      leaving_.wait(lock, [&] { return left_ >= helpers; });
+    }
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  const Index items_, run_;
+  const void* const body_;
+  void (*const call_)(const void*, Index, Index);
+  alignas(64) std::atomic<Index> next_{0};
+  alignas(64) std::atomic<Index> left_{0};
+  std::mutex mutex_;
+  std::condition_variable leaving_;
+  std::exception_ptr error_;
+};
+
+/// Where a thread that has helped stays awake for a while, ready for the next job of its pool:
+/// waking one that sleeps takes 30 to 100 microseconds, as long as a small layer on one thread.
+class Seat {
+ public:
+  /// As many as there are processors beside the caller's.
+  static Index count() {
+    static const Index beside =
+        std::clamp<Index>(static_cast<Index>(std::thread::hardware_concurrency()) - 1, 0, 63);
+    return beside;
+  }
+  static Seat& at(Index n) { return all_[static_cast<std::size_t>(n)]; }
+
+  /// Called by a thread of the pool: helps with its jobs until none has come for a while.
+  static void linger(const void* pool) {
+    for (Index n = 0; n < count(); ++n) {
+      const void* nobody = nullptr;
+      if (at(n).holds_.compare_exchange_strong(nobody, pool)) return at(n).stay(pool);
+    }
+  }
+
+  /// Offers the job to who waits here for one of this pool.
+  bool offer(const void* pool, Job& job) {
+    return holds_ == pool && holds_.compare_exchange_strong(pool, &job);
+  }
+  /// Takes the offer back; false where it has been accepted.
+  bool withdraw(const void* pool, Job& job) {
+    const void* offered = &job;
+    return holds_.compare_exchange_strong(offered, pool);
+  }
+
+ private:
+  void stay(const void* pool) {
+    for (Patience patience;;) {
+      const void* seen = holds_;
+      if (seen == pool) {
+        if (!patience.spin() && holds_.compare_exchange_strong(seen, nullptr)) return;
+      } else if (holds_.compare_exchange_strong(seen, this)) {
+        static_cast<Job*>(const_cast<void*>(seen))->help();
+        holds_ = pool;
+        patience = {};
+      }
+    }
+  }
+
+  /// Nothing: the seat is free. A pool: one of its threads waits. A job: it is offered to the
+  /// thread. The seat itself: the thread is at work.
+  alignas(64) std::atomic<const void*> holds_{nullptr};
+
+  static std::array<Seat, 63> all_;
+};
+inline std::array<Seat, 63> Seat::all_{};
+
+/// A job that tasks of a pool may begin late, or never.
+class Invitation {
+ public:
+  explicit Invitation(Job& job) : job_(job) {}
+
+  bool accept() {
+    for (Index before = accepted_; before >= 0;) {
+      if (accepted_.compare_exchange_weak(before, before + 1)) {
+        job_.help();
+        return true;
+      }
+    }
+    return false;
+  }
+  /// How many have accepted; nobody does from now on.
+  Index close() { return accepted_.exchange(-1); }
+
+ private:
+  Job& job_;
+  std::atomic<Index> accepted_{0};
+};
+
+/// The job on so many threads of the pool, the caller being one of them. The caller waits only for
+/// those who have begun, so that a call from within the pool cannot lock up.
+inline void run_on_pool(Eigen::ThreadPoolInterface* pool, Index threads, Job& job) {
+  std::array<Index, 63> seats;
+  Index offers = 0;
+  for (Index n = 0; n < Seat::count() && offers + 1 < threads; ++n) {
+    if (Seat::at(n).offer(pool, job)) seats[static_cast<std::size_t>(offers++)] = n;
+  }
+  std::shared_ptr<Invitation> invitation;
+  if (offers + 1 < threads) {
+    invitation = std::make_shared<Invitation>(job);
+    for (Index t = offers + 1; t < threads; ++t) {
+      pool->Schedule([invitation, pool] {
+        if (invitation->accept()) Seat::linger(pool);
+      });
+    }
+  }
+  job.work();
+  Index helpers = invitation ? invitation->close() : 0;
+  for (Index n = 0; n < offers; ++n) {
+    if (!Seat::at(seats[static_cast<std::size_t>(n)]).withdraw(pool, job)) ++helpers;
+  }
+  job.finish(helpers);
+}
+
+/// Calls body(first, last) for runs that cover 0 .. items-1, on as many threads as the pool has.
+/// The first exception of a body reaches the caller.
 template <class Body>
 void parallel_for(Eigen::ThreadPoolInterface* pool, Index items, const Body& body) {
   if (items <= 0) return;
@@ -26,35 +198,8 @@ void parallel_for(Eigen::ThreadPoolInterface* pool, Index items, const Body& bod
     return;
   }
   // Several runs a thread, so that one that starts late or runs slowly holds up little.
-  const Index run = std::max<Index>(1, items / (threads * 8));
-  struct State {
-    std::atomic<Index> next{0};
-    std::mutex mutex;
-    std::condition_variable done;
-    Index finished = 0;
-    std::exception_ptr error;
-  };
-  const auto state = std::make_shared<State>();
-  const auto work = [state, items, run, &body] {
-    for (Index first; (first = state->next.fetch_add(run)) < items;) {
-      const Index last = std::min(first + run, items);
-      std::exception_ptr error;
-      try {
-        body(first, last);
-      } catch (...) {
-        error = std::current_exception();
-      }
-      const std::lock_guard lock(state->mutex);
-      if (error && !state->error) state->error = error;
-      state->finished += last - first;
-      if (state->finished == items) state->done.notify_all();
-    }
-  };
-  for (Index t = 1; t < threads; ++t) pool->Schedule(work);
-  work();
-  std::unique_lock lock(state->mutex);
-  state->done.wait(lock, [&] { return state->finished == items; });
-  if (state->error) std::rethrow_exception(state->error);
+  Job job(items, std::max<Index>(1, items / (threads * 8)), body);
+  run_on_pool(pool, threads, job);
 }
 
 }  // namespace heed::detail
