@@ -217,9 +217,8 @@ struct Mlp {
   };
 
   /// Block by block of rows, so that the hidden layer takes up to 8 MiB and is in a cache when it
-  /// gets its biases and its activation and is read again. Each block packs the weights anew, which
-  /// fewer rows do not pay for. Blocks are of even size: no thread and no count of them makes one
-  /// so small that its products would be taken in another order.
+  /// gets its biases and its activation and is read again. Blocks are of even size: no thread and
+  /// no count of them makes one so small that its products would be taken in another order.
   template <class S, class Out>
   void run(const View<const S, 4>& given, const View<Out, 4>& result, const Kept<S>& kept,
            Eigen::ThreadPoolInterface* pool) const {
@@ -234,10 +233,17 @@ struct Mlp {
     const Index rows = x.shape[2], slabs = x.shape[0] * x.shape[1],
                 threads = pool ? pool->NumThreads() : 1,
                 row_bytes = (config_.gated ? 2 : 1) * width() * static_cast<Index>(sizeof(S)),
-                many = std::clamp<Index>((Index(8) << 20) / row_bytes, 192, 1024),
-                most =
-                    threads > 1 ? std::clamp<Index>(slabs * rows / (2 * threads), 96, many) : many,
-                blocks = (rows + most - 1) / most, items = slabs * blocks;
+                most = std::clamp<Index>((Index(8) << 20) / row_bytes, 192, 1024);
+    // As many for each thread, or one that is shared by its products.
+    Index blocks = (rows + most - 1) / most;
+    for (const Index least : {96, 48}) {
+      const Index even = (blocks + threads - 1) / threads * threads * (least == 96 ? 2 : 1);
+      if (threads > 1 && rows >= even * least) {
+        blocks = even;
+        break;
+      }
+    }
+    const Index items = slabs * blocks;
     // A single block is shared by its products.
     auto* const within = items == 1 ? pool : nullptr;
     detail::with_activation(name, config_.activation, [&](auto activation) {
