@@ -8,6 +8,7 @@
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
+#include "heed/kernel/epilogue.hpp"
 #include "heed/kernel/few_rows.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
@@ -56,8 +57,10 @@ class MatrixProduct {
            Scratch::bytes<Accumulator>((rows_ + strip) * depth_);
   }
 
-  void run(Scratch& scratch, const Slab<const A>& a, const Slab<const B>& b,
-           const Slab<C>& c) const {
+  /// done(row, rows, column, columns) is called for each part of c that has its final numbers.
+  template <class Done>
+  void run(Scratch& scratch, const Slab<const A>& a, const Slab<const B>& b, const Slab<C>& c,
+           const Done& done) const {
     Accumulator* panels = scratch.take<Accumulator>((columns_ + lanes) * depth_);
     Accumulator* copies = scratch.take<Accumulator>((rows_ + strip) * depth_);
     for (Index j = 0; j < n_; j += columns_) {
@@ -71,18 +74,19 @@ class MatrixProduct {
         for (Index i = 0; i < m_; i += rows_) {
           const Index rows = std::min(rows_, m_ - i);
           const Slab<const A> block{a.at(i, d), a.row_stride, a.column_stride};
+          const auto multiply = [&](const auto& left) {
+            for_each_panel(split, [&]<int Vectors>(Index first) {
+              multiply_panel<Vectors>(left, rows, depth, panels + first * depth, d == 0, c, i,
+                                      j + first, columns - first);
+              if (d + depth == k_) {
+                done(i, rows, j + first, std::min(Vectors * L::size, columns - first));
+              }
+            });
+          };
           if (in_place(a)) {
-            const auto left = rows_of(block, 0, rows, depth, true, copies);
-            for_each_panel(split, [&]<int Vectors>(Index first) {
-              multiply_panel<Vectors>(left, rows, depth, panels + first * depth, d == 0, c, i,
-                                      j + first, columns - first);
-            });
+            multiply(rows_of(block, 0, rows, depth, true, copies));
           } else {
-            const auto left = pack_rows(block, rows, depth, copies);
-            for_each_panel(split, [&]<int Vectors>(Index first) {
-              multiply_panel<Vectors>(left, rows, depth, panels + first * depth, d == 0, c, i,
-                                      j + first, columns - first);
-            });
+            multiply(pack_rows(block, rows, depth, copies));
           }
         }
       }
@@ -200,10 +204,12 @@ class MatrixProduct {
 /// vectors.
 constexpr Index few_rows(Index k) { return std::clamp<Index>(k / 32, 1, 12); }
 
-/// c = a b for each pair of matrices.
+/// c = a b for each pair of matrices. The epilogue, if any, is called for every block of c; see
+/// there.
 template <class AElement, class BElement, class C>
 void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& right_factor,
-              const View<C, 4>& c, Eigen::ThreadPoolInterface* pool) {
+              const View<C, 4>& c, Eigen::ThreadPoolInterface* pool,
+              const Epilogue& epilogue = {}) {
   using A = std::remove_const_t<AElement>;
   using B = std::remove_const_t<BElement>;
   using Accumulate = Accumulator<A>;
@@ -221,15 +227,16 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
           const Index head = item / shares % heads, batch = item / shares / heads;
           const auto left = slab(a, batch, head);
           const auto right = slab(b, batch, head);
-          const Index column = item % shares * share;
+          const Index column = item % shares * share, end = std::min(column + share, n);
           FewRows<Accumulate, A, B, C>::run({left.data, left.row_stride}, m,
-                                            {right.data, right.column_stride}, column,
-                                            std::min(column + share, n), k, slab(c, batch, head));
+                                            {right.data, right.column_stride}, column, end, k,
+                                            slab(c, batch, head));
+          epilogue({batch, head, 0, m, column, end - column});
         }
       });
     }
     if (k > 0 && b.strides[2] == 1 && RowsInLanes<Accumulate, A, B, C>::suits(m, k, n)) {
-      return multiply_rows_in_lanes<Accumulate>(a, b, c, pool);
+      return multiply_rows_in_lanes<Accumulate>(a, b, c, pool, epilogue);
     }
     // Lanes run along rows of c; where its columns are the contiguous ones, c^T = b^T a^T.
     if (c.strides[3] != 1 && c.strides[2] == 1) {
@@ -238,7 +245,7 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
         std::swap(x.strides[2], x.strides[3]);
         return x;
       };
-      if (n > 1) return multiply(turned(b), turned(a), turned(c), pool);
+      if (n > 1) return multiply(turned(b), turned(a), turned(c), pool, epilogue.turned());
     }
   }
   // Threads share a matrix by blocks of rows; each block packs the right factor for itself.
@@ -257,7 +264,10 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
         if (k > 0) {
           const MatrixProduct<Accumulate, A, B, C> product(rows, k, n);
           Scratch scratch(product.scratch_bytes());
-          product.run(scratch, left, right, to);
+          product.run(scratch, left, right, to,
+                      [&](Index first_row, Index count, Index column, Index columns) {
+                        epilogue({batch, head, row + first_row, count, column, columns});
+                      });
           continue;
         }
       }
@@ -269,6 +279,7 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
           }
           to(i, j) = static_cast<C>(sum);
         }
+        epilogue({batch, head, row + i, 1, 0, n});
       }
     }
   });

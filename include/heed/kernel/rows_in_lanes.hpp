@@ -6,6 +6,7 @@
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
+#include "heed/kernel/epilogue.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
@@ -144,7 +145,8 @@ class RowsInLanes {
 /// c = a b for each pair of matrices, where the columns of b are contiguous.
 template <class Accumulator, class A, class B, class C>
 void multiply_rows_in_lanes(const View<const A, 4>& a, const View<const B, 4>& b,
-                            const View<C, 4>& c, Eigen::ThreadPoolInterface* pool) {
+                            const View<C, 4>& c, Eigen::ThreadPoolInterface* pool,
+                            const Epilogue& epilogue) {
   using Product = RowsInLanes<Accumulator, A, B, C>;
   using L = Lanes<Accumulator>;
   const Index rows = a.shape[2], depth = a.shape[3], columns = b.shape[3], heads = a.shape[1];
@@ -178,10 +180,13 @@ void multiply_rows_in_lanes(const View<const A, 4>& a, const View<const B, 4>& b
           [&](Layout& layout) { space = layout.take<Accumulator>(whole.scratch_size()); });
       for (Index item = first; item < last; ++item) {
         const Index n = item / shares, column = item % shares * Product::share;
-        const auto right = slab(b, (start + n) / blocks / heads, (start + n) / blocks % heads);
+        const Index width = std::min(Product::share, columns - column);
+        const Index batch = (start + n) / blocks / heads, head = (start + n) / blocks % heads;
+        const auto right = slab(b, batch, head);
         product_of(start + n).run(packed + n * size, {right.data, right.column_stride, 1}, column,
-                                  std::min(Product::share, columns - column),
-                                  block_of(c, start + n), space);
+                                  width, block_of(c, start + n), space);
+        const Index row = (start + n) % blocks * block;
+        epilogue({batch, head, row, std::min(block, rows - row), column, width});
       }
     });
   }

@@ -7,6 +7,7 @@
 #include "heed/core/alias.hpp"
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
+#include "heed/kernel/epilogue.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/rows.hpp"
 #include "heed/operator/matmul.hpp"
@@ -74,11 +75,13 @@ struct Linear {
     detail::check_not_aliased("Linear", target, detail::rank4(x), "x");
     check_not_parameters("Linear", target, "the output");
     const auto [from, to] = detail::rows_together(detail::rank4(x), target);
-    detail::multiply(from, transposed(over(weight, from)), to, pool);
-    if (bias.size() == 0) return;
-    detail::for_each_row(to.shape, [this, y = to](Index b, Index h, Index i) {
-      add_bias(&y(b, h, i, 0), y.strides[3]);
-    });
+    const auto with_bias = [this, y = to](const detail::ProductBlock& block) {
+      for (Index row = block.row; bias.size() > 0 && row < block.row + block.rows; ++row) {
+        add_bias(&y(block.batch, block.head, row, 0), y.strides[3], block.column,
+                 block.column + block.columns);
+      }
+    };
+    detail::multiply(from, transposed(over(weight, from)), to, pool, with_bias);
   }
 
   /// -> {input, parameters} from the input x and the gradient of y: dx = dy W in the shape, number
@@ -164,20 +167,20 @@ struct Linear {
 
   using Accumulate = detail::Accumulator<Scalar>;
 
+  /// To numbers c .. end-1 of a row of y.
   template <class Out>
-  void add_bias(Out* to, Index stride) const {
-    Index c = 0;
+  void add_bias(Out* y, Index stride, Index c, Index end) const {
     if constexpr (detail::Laned<Accumulate>) {
       using L = detail::Lanes<Accumulate>;
-      for (; stride == 1 && c + L::size <= out_features(); c += L::size) {
-        detail::store_narrowed(detail::load_widened<Accumulate>(to + c) +
+      for (; stride == 1 && c + L::size <= end; c += L::size) {
+        detail::store_narrowed(detail::load_widened<Accumulate>(y + c) +
                                    detail::load_widened<Accumulate>(bias.data() + c),
-                               to + c);
+                               y + c);
       }
     }
-    for (; c < out_features(); ++c) {
-      Out& y = to[c * stride];
-      y = static_cast<Out>(static_cast<Accumulate>(y) + static_cast<Accumulate>(bias(c)));
+    for (; c < end; ++c) {
+      Out& to = y[c * stride];
+      to = static_cast<Out>(static_cast<Accumulate>(to) + static_cast<Accumulate>(bias(c)));
     }
   }
 
