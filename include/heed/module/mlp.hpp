@@ -12,6 +12,7 @@
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
 #include "heed/kernel/activation.hpp"
+#include "heed/kernel/epilogue.hpp"
 #include "heed/module/initialiser.hpp"
 #include "heed/module/layer.hpp"
 #include "heed/module/linear.hpp"
@@ -269,17 +270,23 @@ struct Mlp {
           const std::array<Index, 4> shape{1, 1, count, x.shape[3]};
           const View<const S, 4> from{detail::RowsOf<const S>{x}[slab * rows + row], shape,
                                       x.strides};
-          const auto project = [&](const Linear<Scalar>& projection, S* to) {
+          const auto project = [&](const Linear<Scalar>& projection, S* to,
+                                   const detail::Epilogue& epilogue) {
             detail::multiply(from, transposed(detail::rank4(projection.weight)),
-                             hidden_view(to, shape), within);
+                             hidden_view(to, shape), within, epilogue);
           };
-          if (gate) project(gate_projection, gate);
-          project(up_projection, up);
-          for (Index r = 0; r < count; ++r) {
-            const Index start = r * width();
-            detail::activate_row<Number>(activation, up + start, gate ? gate + start : nullptr,
-                                         up_bias, gate_bias, hidden + start, width());
-          }
+          if (gate) project(gate_projection, gate, {});
+          project(up_projection, up, [&](const detail::ProductBlock& block) {
+            const auto behind = [](auto* numbers, Index offset) {
+              return numbers ? numbers + offset : nullptr;
+            };
+            for (Index r = block.row; r < block.row + block.rows; ++r) {
+              const Index start = r * width() + block.column;
+              detail::activate_row<Number>(
+                  activation, up + start, behind(gate, start), behind(up_bias, block.column),
+                  behind(gate_bias, block.column), hidden + start, block.columns);
+            }
+          });
           down_projection.into(
               View<Out, 4>{detail::RowsOf<Out>{out}[slab * rows + row], shape, out.strides},
               hidden_view(hidden, shape), within);
