@@ -104,14 +104,14 @@ int main(int argc, char** argv) try {
   for (std::size_t n = 0; n < names.size(); ++n) {
     const auto small = photographs.view<std::uint8_t, 3>(names[n] + ".224");
     const auto large = photographs.view<std::uint8_t, 3>(names[n] + ".518");
-    Dino::Result seen;
+    heed::Matrix<float> states, seen;
     for (const auto& image : {small, large}) {
-      model(image, {.pool = &pool});
+      model(image, {.pool = &pool}, &seen);
       const auto start = std::chrono::steady_clock::now();
-      seen = model(image, {.pool = &pool});
+      states = model(image, {.pool = &pool});
       const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
       std::printf("%-9s  %td x %td pixels, %4td tokens: %4.0f ms\n", names[n].c_str(),
-                  image.shape[0], image.shape[1], seen.states.rows(), 1000 * time.count());
+                  image.shape[0], image.shape[1], states.rows(), 1000 * time.count());
     }
     const Index grid = Dino::kGrid, patches = grid * grid;
     const std::string photograph = uri(smaller(large));
@@ -127,13 +127,13 @@ int main(int argc, char** argv) try {
         continue;
       }
       attention.again({double(head + 1) * step, 0}, names[n]);
-      const heed::Vector<float> weights = seen.attention.row(head).tail(patches);
+      const heed::Vector<float> weights = seen.row(head).tail(patches);
       attention.photograph(corner, side, side, uri(veil(weights, grid)));
     }
     const double left = 8 + 2 * double(n) * step;
     meaning.photograph({left, 32}, side, side, photograph);
     meaning.photograph({left + step, 32}, side, side,
-                       uri(components(seen.states.bottomRows(patches), grid)));
+                       uri(components(states.bottomRows(patches), grid)));
   }
   attention.save(pictures + "/12_attention.svg");
   meaning.save(pictures + "/12_components.svg");

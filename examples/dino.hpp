@@ -99,25 +99,21 @@ struct Dino {
     return x;
   }
 
-  struct Result {
-    heed::Matrix<float> states;     ///< (1 + patches, 384) behind the last norm
-    heed::Matrix<float> attention;  ///< (heads, 1 + patches): of the class token, in the last block
-  };
-
-  /// Reads an image whose side is a multiple of 14.
-  Result operator()(const Image& image, const heed::AttentionOptions& options = {}) const {
+  /// Last states (1 + patches, 384) of an image whose side is a multiple of 14; into `attention`,
+  /// if it is given, what the class token attends to in the last block, (heads, 1 + patches).
+  heed::Matrix<float> operator()(const Image& image, const heed::AttentionOptions& options = {},
+                                 heed::Matrix<float>* attention = nullptr) const {
     heed::Matrix<float> x = tokens(image, options.pool);
-    const auto& last = blocks.back();
     for (const auto& block : blocks) {
-      if (&block != &last) block.into(x, x, heed::no_mask(), options);
+      if (attention != nullptr && &block == &blocks.back()) {
+        const heed::Matrix<float> read = block.attention_norm(x, options.pool);
+        const auto seen = block.attention.forward_with_weights(
+            heed::Matrix<float>(read.topRows(1)), read, read, heed::no_mask(), options);
+        *attention = Eigen::Map<const heed::Matrix<float>>(seen.weights.data(), kHeads, x.rows());
+      }
+      block.into(x, x, heed::no_mask(), options);
     }
-    const heed::Matrix<float> read = last.attention_norm(x, options.pool);
-    const auto seen = last.attention.forward_with_weights(heed::Matrix<float>(read.topRows(1)),
-                                                          read, read, heed::no_mask(), options);
-    Result result;
-    result.attention = Eigen::Map<const heed::Matrix<float>>(seen.weights.data(), kHeads, x.rows());
-    last.into(x, x, heed::no_mask(), options);
-    result.states = norm(x, options.pool);
-    return result;
+    norm.into(x, x, options.pool);
+    return x;
   }
 };

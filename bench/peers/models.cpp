@@ -74,9 +74,9 @@ int main(int argc, char** argv) {
       answer(time, states.data(), 4);
     } else if (what == "vision") {
       const auto image = photographs.view<std::uint8_t, 3>("chelsea." + std::to_string(first));
-      Dino::Result result;
-      const double time = seconds_of([&] { result = dino(image, options); });
-      answer(time, result.states.data(), 4);
+      heed::Matrix<float> states;
+      const double time = seconds_of([&] { states = dino(image, options); });
+      answer(time, states.data(), 4);
     } else if (what == "prefill" || what == "write") {
       SmolLm::Ids ids(static_cast<std::size_t>(first));
       for (std::size_t n = 0; n < ids.size(); ++n) ids[n] = static_cast<int>(100 + 11 * n % 40000);
