@@ -54,7 +54,8 @@ class FewRows {
     for (int r = 0; r < Rows_; ++r) left[r] = a[i + r];
     // Few rows of b at a time, so that b, which is large, is read as one stream. Rows that end
     // before the processor sees a stream are asked of the memory while those before are worked on.
-    constexpr int streams = Rows_ < 4 ? 2 : 4;
+    constexpr int streams = std::min(Rows_ < 4 ? 2 : 4, Columns);
+    static_assert(Columns % streams == 0);
     constexpr Index line = 64 / static_cast<Index>(sizeof(B));
     for (int first = 0; first < Columns; first += streams) {
       const B* right[length(streams)];

@@ -223,15 +223,18 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
       constexpr Index share = 64;  // columns
       const Index shares = (n + share - 1) / share;
       return parallel_for(pool, a.shape[0] * heads * shares, [&](Index first, Index last) {
-        for (Index item = first; item < last; ++item) {
-          const Index head = item / shares % heads, batch = item / shares / heads;
+        for (Index item = first; item < last;) {
+          const Index matrix = item / shares, head = matrix % heads, batch = matrix / heads;
+          const Index stop = std::min(last, (matrix + 1) * shares);
           const auto left = slab(a, batch, head);
           const auto right = slab(b, batch, head);
-          const Index column = item % shares * share, end = std::min(column + share, n);
+          const Index column = item % shares * share;
+          const Index end = std::min((stop - matrix * shares) * share, n);
           FewRows<Accumulate, A, B, C>::run({left.data, left.row_stride}, m,
                                             {right.data, right.column_stride}, column, end, k,
                                             slab(c, batch, head));
           epilogue({batch, head, 0, m, column, end - column});
+          item = stop;
         }
       });
     }
