@@ -37,24 +37,31 @@ class Patience {
       std::chrono::steady_clock::now() + std::chrono::microseconds(200);
 };
 
+/// A body of a loop over items first .. last-1, whatever its type.
+struct LoopBody {
+  void (*call)(const void* of, Index first, Index last);
+  const void* of;
+};
+
 /// Runs of 0 .. items-1, which threads take from a counter until none is left. It lives on the
 /// caller's stack: whoever may still touch it has been counted, and is waited for.
 class Job {
  public:
-  template <class Body>
-  Job(Index items, Index run, const Body& body)
-      : items_(items), run_(run), body_(&body), call_([](const void* of, Index first, Index last) {
-          (*static_cast<const Body*>(of))(first, last);
-        }) {}
+  Job(LoopBody body, Index items, Index run) : body_(body), items_(items), run_(run) {}
 
   void work() {
     for (Index first; (first = next_.fetch_add(run_)) < items_;) {
+      const Index last = std::min(first + run_, items_);
+#if defined(__cpp_exceptions)
       try {
-        call_(body_, first, std::min(first + run_, items_));
+        body_.call(body_.of, first, last);
       } catch (...) {
         const std::lock_guard lock(mutex_);
         if (!error_) error_ = std::current_exception();
       }
+#else
+      body_.call(body_.of, first, last);
+#endif
     }
   }
 
@@ -74,18 +81,21 @@ class Job {
       std::unique_lock lock(mutex_);
       leaving_.wait(lock, [&] { return left_ >= helpers; });
     }
+#if defined(__cpp_exceptions)
     if (error_) std::rethrow_exception(error_);
+#endif
   }
 
  private:
+  const LoopBody body_;
   const Index items_, run_;
-  const void* const body_;
-  void (*const call_)(const void*, Index, Index);
   alignas(64) std::atomic<Index> next_{0};
   alignas(64) std::atomic<Index> left_{0};
   std::mutex mutex_;
   std::condition_variable leaving_;
+#if defined(__cpp_exceptions)
   std::exception_ptr error_;
+#endif
 };
 
 /// Where a thread that has helped stays awake for a while, ready for the next job of its pool:
@@ -162,9 +172,17 @@ class Invitation {
   std::atomic<Index> accepted_{0};
 };
 
-/// The job on so many threads of the pool, the caller being one of them. The caller waits only for
-/// those who have begun, so that a call from within the pool cannot lock up.
-inline void run_on_pool(Eigen::ThreadPoolInterface* pool, Index threads, Job& job) {
+/// parallel_for, once for all bodies. The caller waits only for those who have begun, so that a call
+/// from within the pool cannot lock up.
+EIGEN_DONT_INLINE inline void run_on_pool(Eigen::ThreadPoolInterface* pool, Index items,
+                                          LoopBody body) {
+  const Index threads = pool ? std::min<Index>(pool->NumThreads(), items) : 1;
+  if (threads <= 1) {
+    if (items > 0) body.call(body.of, 0, items);
+    return;
+  }
+  // Several runs a thread, so that one that starts late or runs slowly holds up little.
+  Job job(body, items, std::max<Index>(1, items / (threads * 8)));
   std::array<Index, 63> seats;
   Index offers = 0;
   for (Index n = 0; n < Seat::count() && offers + 1 < threads; ++n) {
@@ -187,19 +205,15 @@ inline void run_on_pool(Eigen::ThreadPoolInterface* pool, Index threads, Job& jo
   job.finish(helpers);
 }
 
-/// Calls body(first, last) for runs that cover 0 .. items-1, on as many threads as the pool has.
-/// The first exception of a body reaches the caller.
+/// Calls body(first, last) for runs that cover 0 .. items-1, on as many threads as the pool has,
+/// the caller being one of them. The first exception of a body reaches the caller.
 template <class Body>
 void parallel_for(Eigen::ThreadPoolInterface* pool, Index items, const Body& body) {
-  if (items <= 0) return;
-  const Index threads = pool ? std::min<Index>(pool->NumThreads(), items) : 1;
-  if (threads <= 1) {
-    body(Index(0), items);
-    return;
-  }
-  // Several runs a thread, so that one that starts late or runs slowly holds up little.
-  Job job(items, std::max<Index>(1, items / (threads * 8)), body);
-  run_on_pool(pool, threads, job);
+  run_on_pool(pool, items,
+              {[](const void* of, Index first, Index last) {
+                 (*static_cast<const Body*>(of))(first, last);
+               },
+               &body});
 }
 
 }  // namespace heed::detail

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <string>
 #include <type_traits>
 
 #include "heed/core/error.hpp"
@@ -33,8 +32,14 @@ struct Problem {
   }
 
   std::array<Index, 4> score_shape() const { return {batch, heads, queries, keys}; }
-  std::string query_shape() const { return user_shape({batch, heads, queries, query_dim}); }
-  std::string key_shape() const { return user_shape({batch, kv_heads, keys, key_dim}); }
+  /// A shape as the user sees it.
+  struct UserShape {
+    std::array<Index, 4> shape;
+    std::size_t rank;
+    operator detail::Part() const { return {shape.data(), rank}; }
+  };
+  UserShape query_shape() const { return user_shape({batch, heads, queries, query_dim}); }
+  UserShape key_shape() const { return user_shape({batch, kv_heads, keys, key_dim}); }
 
   /// Throws std::invalid_argument: the function's name, then the parts (text, numbers, shapes).
   template <class... Parts>
@@ -43,10 +48,10 @@ struct Problem {
   }
 
  private:
-  std::string user_shape(const std::array<Index, 4>& shape) const {
-    if (rank == 2) return detail::text(std::array<Index, 2>{shape[2], shape[3]});
-    if (rank == 3) return detail::text(std::array<Index, 3>{shape[0], shape[2], shape[3]});
-    return detail::text(shape);
+  UserShape user_shape(const std::array<Index, 4>& shape) const {
+    if (rank == 2) return {{shape[2], shape[3]}, rank};
+    if (rank == 3) return {{shape[0], shape[2], shape[3]}, rank};
+    return {shape, rank};
   }
 };
 
