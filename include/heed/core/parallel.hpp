@@ -73,14 +73,17 @@ class Job {
     leaving_.notify_one();
   }
 
-  /// Until so many have helped; throws the first exception of a body.
-  void finish(Index helpers) {
-    if (helpers > 0) {
-      for (Patience patience; left_ < helpers && patience.spin();) {
-      }
-      std::unique_lock lock(mutex_);
-      leaving_.wait(lock, [&] { return left_ >= helpers; });
+  /// Until so many have helped.
+  void wait(Index helpers) {
+    if (helpers == 0) return;
+    for (Patience patience; left_ < helpers && patience.spin();) {
     }
+    std::unique_lock lock(mutex_);
+    leaving_.wait(lock, [&] { return left_ >= helpers; });
+  }
+
+  /// Throws the first exception of a body, once all have left.
+  void check() const {
 #if defined(__cpp_exceptions)
     if (error_) std::rethrow_exception(error_);
 #endif
@@ -172,8 +175,50 @@ class Invitation {
   std::atomic<Index> accepted_{0};
 };
 
-/// parallel_for, once for all bodies. The caller waits only for those who have begun, so that a call
-/// from within the pool cannot lock up.
+/// Threads of a pool that help the caller with a job. At its end nobody has, or will have, to do
+/// with the job; it waits for those who have begun only, so that a call from within the pool cannot
+/// lock up.
+class Helpers {
+ public:
+  /// Offers the job to up to `count` threads that are awake.
+  Helpers(Eigen::ThreadPoolInterface* pool, Job& job, Index count)
+      : pool_(pool), job_(job), missing_(count) {
+    for (Index n = 0; n < Seat::count() && missing_ > 0; ++n) {
+      if (!Seat::at(n).offer(pool, job)) continue;
+      seats_[offers_++] = n;
+      --missing_;
+    }
+  }
+  /// Wakes as many as are missing.
+  void invite() {
+    if (missing_ == 0) return;
+    invitation_ = std::make_shared<Invitation>(job_);
+    for (; missing_ > 0; --missing_) {
+      pool_->Schedule([invitation = invitation_, pool = pool_] {
+        if (invitation->accept()) Seat::linger(pool);
+      });
+    }
+  }
+  ~Helpers() {
+    Index begun = invitation_ ? invitation_->close() : 0;
+    for (std::size_t n = 0; n < offers_; ++n) {
+      if (!Seat::at(seats_[n]).withdraw(pool_, job_)) ++begun;
+    }
+    job_.wait(begun);
+  }
+  Helpers(const Helpers&) = delete;
+  Helpers& operator=(const Helpers&) = delete;
+
+ private:
+  Eigen::ThreadPoolInterface* pool_;
+  Job& job_;
+  Index missing_;
+  std::array<Index, 63> seats_;
+  std::size_t offers_ = 0;
+  std::shared_ptr<Invitation> invitation_;
+};
+
+/// parallel_for, once for all bodies.
 EIGEN_DONT_INLINE inline void run_on_pool(Eigen::ThreadPoolInterface* pool, Index items,
                                           LoopBody body) {
   const Index threads = pool ? std::min<Index>(pool->NumThreads(), items) : 1;
@@ -183,26 +228,12 @@ EIGEN_DONT_INLINE inline void run_on_pool(Eigen::ThreadPoolInterface* pool, Inde
   }
   // Several runs a thread, so that one that starts late or runs slowly holds up little.
   Job job(body, items, std::max<Index>(1, items / (threads * 8)));
-  std::array<Index, 63> seats;
-  Index offers = 0;
-  for (Index n = 0; n < Seat::count() && offers + 1 < threads; ++n) {
-    if (Seat::at(n).offer(pool, job)) seats[static_cast<std::size_t>(offers++)] = n;
+  {
+    Helpers helpers(pool, job, threads - 1);
+    helpers.invite();
+    job.work();
   }
-  std::shared_ptr<Invitation> invitation;
-  if (offers + 1 < threads) {
-    invitation = std::make_shared<Invitation>(job);
-    for (Index t = offers + 1; t < threads; ++t) {
-      pool->Schedule([invitation, pool] {
-        if (invitation->accept()) Seat::linger(pool);
-      });
-    }
-  }
-  job.work();
-  Index helpers = invitation ? invitation->close() : 0;
-  for (Index n = 0; n < offers; ++n) {
-    if (!Seat::at(seats[static_cast<std::size_t>(n)]).withdraw(pool, job)) ++helpers;
-  }
-  job.finish(helpers);
+  job.check();
 }
 
 /// Calls body(first, last) for runs that cover 0 .. items-1, on as many threads as the pool has,
