@@ -3,7 +3,8 @@
 
     models.py <heed_models> <folder of the models> <threads> [rounds]
 
-Each row is checked first: what heed gives is what the others give. A ratio is the other's time over
+Each row is checked first: what heed gives is what the others give. Turns are apart: a pause and an
+untimed run come before each. A ratio is the other's time over
 heed's, above 1 where heed is the faster one: of the best of all rounds, and the median of the
 rounds' own.
 """
@@ -139,10 +140,24 @@ def ask(line):
     return answer[0], np.array(answer[1:], np.float32)
 
 
-def timed(run):
-    start = time.perf_counter()
+def turn(run):
+    """The second of two runs, after a pause: threads of the others stay awake for a while after theirs."""
+    time.sleep(0.1)
     run()
-    return time.perf_counter() - start
+    return run()
+
+
+def timed(run):
+    def once():
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return turn(once)
+
+
+def asked(line):
+    return turn(lambda: ask(line)[0])
 
 
 def row(name, line, others, tolerance):
@@ -153,7 +168,7 @@ def row(name, line, others, tolerance):
             raise SystemExit(f"{name}: heed gives {numbers}, {other} {found}")
     times = {"heed": []} | {other: [] for other in others}
     for _ in range(rounds):
-        times["heed"].append(ask(line)[0])
+        times["heed"].append(asked(line))
         for other, run in others.items():
             times[other].append(timed(run))
     best = min(times["heed"])
@@ -180,14 +195,14 @@ with torch.inference_mode():
         row(f"DINOv2 {side}", f"vision {side}", {"ONNX Runtime": lambda: graph(pixels)}, 1e-3)
         # PyTorch runs the blocks alone, on tokens of the same number.
         tokens = torch.randn(1, 1 + (side // 14) ** 2, 384)
-        times = [(timed(lambda: dino(tokens)), ask(f"vision {side}")[0]) for _ in range(rounds)]
+        times = [(timed(lambda: dino(tokens)), asked(f"vision {side}")) for _ in range(rounds)]
         print(f"| DINOv2 {side}, PyTorch without embedding | {min(t for t, _ in times) / min(h for _, h in times):.2f} ({statistics.median(t / h for t, h in times):.2f}) |", flush=True)
 
     reads, writes = [], []
     for _ in range(rounds):
-        reads.append(ask("read")[0])
-        writes.append(ask("write 64")[0])
+        reads.append(asked("read"))
+        writes.append(asked("write 64"))
     print(f"| SmolLM2, a token after 64 | {1e3 * min(writes):.1f} ms | of a plain read of its weights by one thread {min(reads) / min(writes):.2f} ({statistics.median(r / w for r, w in zip(reads, writes)):.2f}) |")
-    prefill = min(ask("prefill 512")[0] for _ in range(max(3, rounds // 3)))
+    prefill = min(asked("prefill 512") for _ in range(max(3, rounds // 3)))
     layers = 30 * 512 * 2 * (576 * 576 * 2 + 576 * 192 * 2 + 3 * 576 * 1536) + 30 * 9 * 4 * 64 * 512 * 512 / 2
     print(f"| SmolLM2, 512 tokens read | {1e3 * prefill:.1f} ms | {(layers + 2 * 576 * 49152) / prefill / 1e9:.0f} GFLOP/s |")
