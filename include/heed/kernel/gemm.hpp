@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <numeric>
 #include <type_traits>
 #include <utility>
 
@@ -15,6 +14,7 @@
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
 #include "heed/kernel/rows_in_lanes.hpp"
+#include "heed/simd/convert.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
@@ -23,77 +23,68 @@ namespace heed::detail {
 /// Geijn ("Anatomy of high-performance matrix multiplication", 2008), with a and b in changed
 /// roles:
 ///
-///   for each run of columns of b, for each run of depth: pack b in panels (lanes of 3 vectors)
-///     for each block of rows of a (second-level cache): pack it in strips of a tile's height
-///       for each panel of b (first-level cache)
-///         for each register tile of rows: c (+)= a b
+///   for each group of depth and columns: pack b in panels (lanes of some vectors), shared by all
+///     for each piece of rows of a and each block of columns (second-level cache)
+///       for each run of depth
+///         for each few rows of a, in place where they are contiguous
+///           for each panel of b, for each register tile of rows: c (+)= a b
 template <class Accumulator, class A, class B, class C>
 class MatrixProduct {
   using L = Lanes<Accumulator>;
-  static constexpr Index lanes = Panels<Accumulator>::widest * L::size;
-  static constexpr int height = tile_rows<Panels<Accumulator>::widest>;
-  static constexpr int strip = std::lcm(height, static_cast<int>(L::size));
+  static constexpr int widest = accumulator_registers >= 24 ? 4 : 3;
+  static constexpr Index lanes = widest * L::size;
+  using Split = EvenPanels<Accumulator, widest>;
+  static constexpr bool narrow = !std::is_same_v<C, Accumulator>;
 
  public:
   MatrixProduct(Index m, Index k, Index n) : m_(m), k_(k), n_(n) {
-    const auto size = static_cast<Index>(sizeof(Accumulator));
-    // A panel of b takes up to three quarters of the first-level cache. Sums of half precision
-    // would be rounded between runs of depth, so for them there is one run.
-    depth_ =
-        std::is_same_v<C, Accumulator>
-            ? even_part(k, std::max<Index>(Eigen::l1CacheSize() * 3 / 4 / (lanes * size), 64), 1)
-            : k;
-    // A block of a takes up to a quarter of the second-level cache; more rows than this gain
-    // nothing, as each panel of b is read once for all of them.
-    rows_ = even_part(m, std::clamp<Index>(Eigen::l2CacheSize() / 4 / (depth_ * size), 24, 96), 12);
-    // The packed part of b stays within 2 MiB, a share of the third-level cache.
-    columns_ = even_part(n, std::max<Index>((Index(2) << 20) / (depth_ * size), lanes), lanes);
-  }
-
-  /// At most 2 MiB and a quarter of the second-level cache (more where a panel of 24 columns, or a
-  /// sum of half precision, is deeper than that).
-  std::size_t scratch_bytes() const {
-    return Scratch::bytes<Accumulator>((columns_ + lanes) * depth_) +
-           Scratch::bytes<Accumulator>((rows_ + strip) * depth_);
+    constexpr auto size = static_cast<Index>(sizeof(Accumulator));
+    constexpr Index tallest = accumulator_registers;
+    const auto near = static_cast<Index>(Eigen::l1CacheSize()),
+               far = static_cast<Index>(Eigen::l2CacheSize());
+    // From a second-level cache of 1 MiB on, panels are read from there as fast as they are worked
+    // on: c is then seldom read again, as runs of depth are long, and few rows stay in the first
+    // level. Otherwise it is a panel of b that stays there, and many rows share it.
+    const bool deep = far >= (Index(1) << 20);
+    run_ = even_part(k, deep ? 512 : std::max<Index>(near * 3 / 4 / (lanes * size), 64), 1);
+    depth_ = std::max<Index>(4096 / run_, 1) * run_;
+    // Sums of half precision would be rounded between runs of depth, so for them there is one.
+    if (narrow) run_ = depth_ = k;
+    depth_ = std::min(depth_, k);
+    columns_ = even_part(n, std::max(far / 2 / (depth_ * size), lanes), lanes);
+    group_ = std::max<Index>((Index(4) << 20) / (depth_ * size) / columns_, 1) * columns_;
+    piece_ =
+        deep ? 2 * tallest
+             : even_part(m, std::clamp<Index>(far / 4 / (run_ * size), 2 * tallest, 8 * tallest),
+                         tallest);
+    rows_ = deep ? tallest : piece_;
   }
 
   /// done(row, rows, column, columns) is called for each part of c that has its final numbers.
   template <class Done>
-  void run(Scratch& scratch, const Slab<const A>& a, const Slab<const B>& b, const Slab<C>& c,
-           const Done& done) const {
-    Accumulator* panels = scratch.take<Accumulator>((columns_ + lanes) * depth_);
-    Accumulator* copies = scratch.take<Accumulator>((rows_ + strip) * depth_);
-    for (Index j = 0; j < n_; j += columns_) {
-      const Index columns = std::min(columns_, n_ - j);
-      for (Index d = 0; d < k_; d += depth_) {
-        const Index depth = std::min(depth_, k_ - d);
-        const Panels<Accumulator> split(columns);
-        for_each_panel(split, [&]<int Vectors>(Index first) {
-          pack_columns<Vectors>(b, d, depth, j + first, columns - first, panels + first * depth);
-        });
-        for (Index i = 0; i < m_; i += rows_) {
-          const Index rows = std::min(rows_, m_ - i);
-          const Slab<const A> block{a.at(i, d), a.row_stride, a.column_stride};
-          const auto multiply = [&](const auto& left) {
-            for_each_panel(split, [&]<int Vectors>(Index first) {
-              multiply_panel<Vectors>(left, rows, depth, panels + first * depth, d == 0, c, i,
-                                      j + first, columns - first);
-              if (d + depth == k_) {
-                done(i, rows, j + first, std::min(Vectors * L::size, columns - first));
-              }
-            });
-          };
-          if (in_place(a)) {
-            multiply(rows_of(block, 0, rows, depth, true, copies));
-          } else {
-            multiply(pack_rows(block, rows, depth, copies));
-          }
-        }
+  void run(const Slab<const A>& a, const Slab<const B>& b, const Slab<C>& c,
+           Eigen::ThreadPoolInterface* pool, const Done& done) const {
+    Accumulator* packed = nullptr;
+    const Scratch scratch([&](Layout& layout) {
+      packed = layout.take<Accumulator>(padded<Accumulator>(std::min(group_, n_)) * depth_);
+    });
+    for (Index column = 0; column < n_; column += group_) {
+      for (Index row = 0; row < k_; row += depth_) {
+        const Group group{column, std::min(group_, n_ - column), row, std::min(depth_, k_ - row),
+                          packed};
+        pack(b, group, pool);
+        multiply(a, group, c, pool, done);
       }
     }
   }
 
  private:
+  /// A part of b, packed: panels of the depth one after the other.
+  struct Group {
+    Index column, columns, row, depth;
+    Accumulator* panels;
+  };
+
   /// The smallest even share of `whole` in parts of at most `most`, in multiples of `unit`.
   static Index even_part(Index whole, Index most, Index unit) {
     const Index parts = (whole + most - 1) / most;
@@ -101,102 +92,157 @@ class MatrixProduct {
     return std::max<Index>((part + unit - 1) / unit * unit, 1);
   }
 
-  /// Rows of a in strips: [strip][depth][row of the strip], so that register tiles read one stream,
-  /// front to back.
-  struct Strips {
-    const Accumulator* data;
-    Index depth;
-  };
-  static Strips pack_rows(const Slab<const A>& a, Index rows, Index depth, Accumulator* to) {
-    for (Index row = 0; row < rows; row += strip) {
-      pack_lanes(a, row, std::min<Index>(strip, rows - row), depth, strip, to + row * depth);
-    }
-    return {to, depth};
+  void pack(const Slab<const B>& b, const Group& group, Eigen::ThreadPoolInterface* pool) const {
+    constexpr Index some = 256;  // of the depth
+    const Index blocks = (group.columns + columns_ - 1) / columns_, panels = columns_ / lanes,
+                parts = (group.depth + some - 1) / some;
+    parallel_for(pool, blocks * panels * parts, [&](Index first, Index last) {
+      for (Index item = first; item < last; ++item) {
+        const Index block = item / parts / panels * columns_, p = item / parts % panels;
+        const Split split(std::min(columns_, group.columns - block));
+        if (p >= split.count) continue;
+        const Index column = block + split[p].first, width = split[p].vectors * L::size,
+                    d = item % parts * some;
+        pack_columns({b.at(group.row + d, group.column + column), b.row_stride, b.column_stride},
+                     std::min(some, group.depth - d), std::min(width, group.columns - column),
+                     width, group.panels + column * group.depth + d * width);
+      }
+    });
   }
 
-  /// Packing pays where several panels of b meet rows that are long; others are read in place.
-  bool in_place(const Slab<const A>& a) const {
-    return std::is_same_v<A, Accumulator> && a.column_stride == 1 &&
-           (n_ <= 4 * lanes || depth_ <= 128);
-  }
-
-  template <class Tile>
-  EIGEN_ALWAYS_INLINE static void accumulate(Tile& tile, const Accumulator* panel,
-                                             const Rows<Accumulator>& left, Index row,
-                                             Index depth) {
-    tile.accumulate(panel, left[row], left.stride, std::integral_constant<Index, 1>(), depth,
-                    MultiplyAdd());
-  }
-  template <class Tile>
-  EIGEN_ALWAYS_INLINE static void accumulate(Tile& tile, const Accumulator* panel,
-                                             const Strips& left, Index row, Index depth) {
-    tile.accumulate(panel, left.data + row / strip * strip * left.depth + row % strip,
-                    std::integral_constant<Index, 1>(), std::integral_constant<Index, strip>(),
-                    depth, MultiplyAdd());
-  }
-
-  template <class Body>
-  static void for_each_panel(const Panels<Accumulator>& split, const Body& body) {
-    for (Index p = 0; p < split.count; ++p) {
-      const auto panel = split[p];
-      with_vectors(panel.vectors,
-                   [&]<int Vectors>() { body.template operator()<Vectors>(panel.first); });
-    }
-  }
-
-  /// panel[d][lane] = b(first_row + d, first_column + lane); lanes from `columns` on repeat.
-  template <int Vectors>
-  static void pack_columns(const Slab<const B>& b, Index first_row, Index depth, Index first_column,
-                           Index columns, Accumulator* panel) {
-    constexpr Index width = Vectors * L::size;
+  /// panel[d][lane] = b(d, lane); lanes from `columns` on repeat.
+  static void pack_columns(const Slab<const B>& b, Index depth, Index columns, Index width,
+                           Accumulator* panel) {
     if constexpr (std::is_same_v<B, Accumulator>) {
-      if (b.column_stride == 1 && columns >= width) {
+      if (b.column_stride == 1 && columns == width) {
         for (Index d = 0; d < depth; ++d) {
-#pragma GCC unroll 16
-          for (int v = 0; v < Vectors; ++v) {
-            L::load(b.at(first_row + d, first_column + v * L::size))
-                .store(panel + d * width + v * L::size);
+          for (Index lane = 0; lane < width; lane += L::size) {
+            L::load(b.at(d, lane)).store(panel + d * width + lane);
           }
         }
         return;
       }
     }
-    const Slab<const B> turned{b.at(first_row, first_column), b.column_stride, b.row_stride};
-    pack_lanes(turned, 0, std::min(columns, width), depth, width, panel);
+    pack_lanes(Slab<const B>{b.data, b.column_stride, b.row_stride}, 0, columns, depth, width,
+               panel);
   }
 
-  template <int Vectors, class Left>
-  EIGEN_DONT_INLINE static void multiply_panel(const Left& left, Index rows, Index depth,
-                                               const Accumulator* panel, bool first_run,
-                                               const Slab<C>& c, Index i, Index j, Index columns) {
+  template <class Done>
+  void multiply(const Slab<const A>& a, const Group& group, const Slab<C>& c,
+                Eigen::ThreadPoolInterface* pool, const Done& done) const {
+    const Index blocks = (group.columns + columns_ - 1) / columns_;
+    const Index pieces = (m_ + piece_ - 1) / piece_;
+    const bool in_place = std::is_same_v<A, Accumulator> && a.column_stride == 1;
+    parallel_for(pool, blocks * pieces, [&](Index first, Index last) {
+      Accumulator* copies = nullptr;
+      const Scratch scratch([&](Layout& layout) {
+        copies = layout.take<Accumulator>(in_place ? 0 : rows_ * padded<Accumulator>(run_));
+      });
+      for (Index item = first; item < last; ++item) {
+        const Index block = item / pieces * columns_, piece = item % pieces * piece_;
+        const Index columns = std::min(columns_, group.columns - block);
+        for (Index d = 0; d < group.depth; d += run_) {
+          const Index depth = std::min(run_, group.depth - d);
+          const bool final = group.row + d + depth == k_;
+          for (Index row = piece; row < std::min(piece + piece_, m_); row += rows_) {
+            const Index rows = std::min({rows_, piece + piece_ - row, m_ - row});
+            const auto left = rows_of_factor(
+                {a.at(row, group.row + d), a.row_stride, a.column_stride}, rows, depth, copies);
+            const Split split(columns);
+            for (Index p = 0; p < split.count; ++p) {
+              const auto panel = split[p];
+              const Index column = block + panel.first, width = panel.vectors * L::size;
+              const Index count = std::min(width, group.columns - column);
+              const Target to{c.at(row, group.column + column), c.row_stride, c.column_stride,
+                              count, group.row + d == 0};
+              with_vectors<widest>(panel.vectors, [&]<int Vectors>() {
+                multiply_panel<Vectors>(left, rows, depth,
+                                        group.panels + column * group.depth + d * width, to);
+              });
+              if (final) done(row, rows, group.column + column, count);
+            }
+          }
+        }
+      }
+    });
+  }
+
+  /// Contiguous rows: in place, or copied.
+  static Rows<Accumulator> rows_of_factor(const Slab<const A>& a, Index rows, Index depth,
+                                          Accumulator* copies) {
+    if (a.column_stride == 1 || a.row_stride != 1) {
+      return rows_of(a, 0, rows, depth, a.column_stride == 1, copies);
+    }
+    const Index width = padded<Accumulator>(depth);
+    pack_lanes(Slab<const A>{a.data, a.column_stride, a.row_stride}, 0, depth, rows, width, copies);
+    return {copies, width};
+  }
+
+  /// Where a panel's numbers belong: `columns` columns of c.
+  struct Target {
+    C* data;
+    Index row_stride, column_stride, columns;
+    bool first_run;
+  };
+
+  template <int Vectors>
+  EIGEN_DONT_INLINE static void multiply_panel(const Rows<Accumulator>& left, Index rows,
+                                               Index depth, const Accumulator* panel,
+                                               const Target& c) {
     constexpr Index width = Vectors * L::size;
-    for_each_tile<(std::is_same_v<Left, Strips> ? height : tile_rows<Vectors>)>(
+    const bool whole = !narrow && c.column_stride == 1 && c.columns == width;
+    for_each_tile<tile_rows<Vectors>>(
         rows, [&]<int Rows>(Index row) __attribute__((always_inline)) {
           RegisterTile<Accumulator, Rows, Vectors> tile;
-          accumulate(tile, panel, left, row, depth);
-#pragma GCC unroll 16
-          for (int r = 0; r < Rows; ++r) {
-            if (std::is_same_v<C, Accumulator> && c.column_stride == 1 && columns >= width) {
-              auto* to = reinterpret_cast<Accumulator*>(c.at(i + row + r, j));
+          tile.accumulate(panel, left[row], left.stride, std::integral_constant<Index, 1>(), depth,
+                          MultiplyAdd());
+          if (whole) {
+#pragma GCC unroll 32
+            for (int r = 0; r < Rows; ++r) {
+              auto* to = reinterpret_cast<Accumulator*>(c.data + (row + r) * c.row_stride);
 #pragma GCC unroll 16
               for (int v = 0; v < Vectors; ++v) {
                 const L sum = tile.sum[r][v];
-                (first_run ? sum : sum + L::load(to + v * L::size)).store(to + v * L::size);
-              }
-            } else {
-              Accumulator sums[length(width)];
-#pragma GCC unroll 16
-              for (int v = 0; v < Vectors; ++v) tile.sum[r][v].store(sums + v * L::size);
-              for (Index l = 0; l < std::min(columns, width); ++l) {
-                C& to = c(i + row + r, j + l);
-                to = static_cast<C>(first_run ? sums[l] : sums[l] + static_cast<Accumulator>(to));
+                (c.first_run ? sum : sum + L::load(to + v * L::size)).store(to + v * L::size);
               }
             }
+          } else {
+            alignas(64) Accumulator sums[length(Rows * width)];
+#pragma GCC unroll 32
+            for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v)
+                tile.sum[r][v].store(sums + r * width + v * L::size);
+            }
+            add_to(c, row, Rows, sums, width);
           }
         });
   }
 
-  Index m_, k_, n_, depth_ = 0, rows_ = 0, columns_ = 0;
+  /// Sums of a tile where its vectors do not lie in c as they are.
+  EIGEN_DONT_INLINE static void add_to(const Target& c, Index first, Index rows,
+                                       const Accumulator* sums, Index width) {
+    for (Index row = 0; row < rows; ++row, sums += width) {
+      C* const to = c.data + (first + row) * c.row_stride;
+      Index j = 0;
+      for (; c.column_stride == 1 && j + L::size <= c.columns; j += L::size) {
+        const L sum = L::load(sums + j);
+        store_narrowed(c.first_run ? sum : sum + load_widened<Accumulator>(to + j), to + j);
+      }
+      for (; j < c.columns; ++j) {
+        C& at = to[j * c.column_stride];
+        at = static_cast<C>(c.first_run ? sums[j] : sums[j] + static_cast<Accumulator>(at));
+      }
+    }
+  }
+
+  Index m_, k_, n_;
+  Index run_;      ///< depth of what is summed in registers
+  Index depth_;    ///< of a group
+  Index columns_;  ///< of b that stay in the second-level cache
+  Index group_;    ///< columns that are packed at a time
+  Index piece_;    ///< rows that one thread takes at a time
+  Index rows_;     ///< rows that stay in a near cache while panels go by
 };
 
 /// Up to so many rows of a, of a depth of k, lanes over the depth are the faster ones: each number
@@ -251,39 +297,42 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
       if (n > 1) return multiply(turned(b), turned(a), turned(c), pool, epilogue.turned());
     }
   }
-  // Threads share a matrix by blocks of rows; each block packs the right factor for itself.
-  const Index block = pool ? std::max<Index>(96, (m / 8 + 11) / 12 * 12) : m;
-  const Index blocks = (m + block - 1) / block;
-  parallel_for(pool, a.shape[0] * heads * blocks, [&](Index first, Index last) {
+  const Index matrices = a.shape[0] * heads;
+  if constexpr (Laned<Accumulate>) {
+    if (k > 0) {
+      const MatrixProduct<Accumulate, A, B, C> product(m, k, n);
+      const auto one = [&](Index matrix, Eigen::ThreadPoolInterface* threads) {
+        const Index batch = matrix / heads, head = matrix % heads;
+        product.run(slab(a, batch, head), slab(b, batch, head), slab(c, batch, head), threads,
+                    [&](Index row, Index rows, Index column, Index columns) {
+                      epilogue({batch, head, row, rows, column, columns});
+                    });
+      };
+      // Threads share matrices, or each of a few large ones.
+      const bool large = m * k * n >= Index(1) << 20;
+      if (pool && large && matrices < 2 * pool->NumThreads()) {
+        for (Index matrix = 0; matrix < matrices; ++matrix) one(matrix, pool);
+        return;
+      }
+      return parallel_for(pool, matrices, [&](Index first, Index last) {
+        for (Index matrix = first; matrix < last; ++matrix) one(matrix, nullptr);
+      });
+    }
+  }
+  parallel_for(pool, matrices * m, [&](Index first, Index last) {
     for (Index item = first; item < last; ++item) {
-      const Index row = item % blocks * block, rows = std::min(block, m - row);
-      const Index head = item / blocks % heads, batch = item / blocks / heads;
-      auto left = slab(a, batch, head);
+      const Index i = item % m, head = item / m % heads, batch = item / m / heads;
+      const auto left = slab(a, batch, head);
       const auto right = slab(b, batch, head);
-      auto to = slab(c, batch, head);
-      left.data += row * left.row_stride;
-      to.data += row * to.row_stride;
-      if constexpr (Laned<Accumulate>) {
-        if (k > 0) {
-          const MatrixProduct<Accumulate, A, B, C> product(rows, k, n);
-          Scratch scratch(product.scratch_bytes());
-          product.run(scratch, left, right, to,
-                      [&](Index first_row, Index count, Index column, Index columns) {
-                        epilogue({batch, head, row + first_row, count, column, columns});
-                      });
-          continue;
+      const auto to = slab(c, batch, head);
+      for (Index j = 0; j < n; ++j) {
+        Accumulate sum(0.0);
+        for (Index d = 0; d < k; ++d) {
+          sum += static_cast<Accumulate>(left(i, d)) * static_cast<Accumulate>(right(d, j));
         }
+        to(i, j) = static_cast<C>(sum);
       }
-      for (Index i = 0; i < rows; ++i) {
-        for (Index j = 0; j < n; ++j) {
-          Accumulate sum(0.0);
-          for (Index d = 0; d < k; ++d) {
-            sum += static_cast<Accumulate>(left(i, d)) * static_cast<Accumulate>(right(d, j));
-          }
-          to(i, j) = static_cast<C>(sum);
-        }
-        epilogue({batch, head, row + i, 1, 0, n});
-      }
+      epilogue({batch, head, i, 1, 0, n});
     }
   });
 }

@@ -31,17 +31,28 @@ struct Panels {
   }
 };
 
-/// Calls body.template operator()<Vectors>() for a panel of so many vectors, 1 to 3.
-template <class Body>
-void with_vectors(Index vectors, const Body& body) {
-  switch (vectors) {
-    case 1:
-      return body.template operator()<1>();
-    case 2:
-      return body.template operator()<2>();
-    default:
-      body.template operator()<3>();
+/// Columns in as few panels of up to `widest` vectors as cover them, as even as can be.
+template <class Scalar, int widest>
+struct EvenPanels {
+  Index vectors, count;
+
+  explicit EvenPanels(Index columns)
+      : vectors((columns + Lanes<Scalar>::size - 1) / Lanes<Scalar>::size),
+        count((vectors + widest - 1) / widest) {}
+  typename Panels<Scalar>::Panel operator[](Index p) const {
+    const Index least = vectors / count, wider = vectors % count;
+    return {(p * least + std::min(p, wider)) * Lanes<Scalar>::size,
+            static_cast<int>(least + (p < wider))};
   }
+};
+
+/// Calls body.template operator()<Vectors>() for a panel of so many vectors, 1 to `most`.
+template <int most = 3, class Body>
+void with_vectors(Index vectors, const Body& body) {
+  if constexpr (most > 1) {
+    if (vectors < most) return with_vectors<most - 1>(vectors, body);
+  }
+  body.template operator()<most>();
 }
 
 /// Columns in panels of one vector each; see Panels.
