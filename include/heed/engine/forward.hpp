@@ -44,14 +44,12 @@ class Forward {
   using Score = typename Call::Score;
   using Mask = typename Call::Mask;
   using Unit = typename Score::Unit;
-  using Softmax = OnlineSoftmax<Number, Panels<Number>::widest, Unit>;
   static constexpr Index widest = Panels<Number>::widest * L::size;
 
  public:
-  static constexpr bool possible = Laned<Number> &&
-                                   score_traits<typename Score::Similarity>.vectorised &&
-                                   !WithWeights<typename Call::Output>;
-  static std::true_type suits(const Call&) { return {}; }
+  static constexpr bool possible =
+      Laned<Number> && score_traits<typename Score::Similarity>.vectorised;
+  static bool suits(const Call& call) { return !call.output.weights.data; }
 
   explicit Forward(const Call& call)
       : call_(call),
@@ -71,7 +69,9 @@ class Forward {
     for (Index item = first; item < last; ++item) {
       const Index head = item / panels_.count % problem_.heads;
       const Index batch = problem_.first_entry() + item / panels_.count / problem_.heads;
-      attend(space, batch, head, panels_[item % panels_.count]);
+      const auto panel = panels_[item % panels_.count];
+      with_vectors(panel.vectors,
+                   [&]<int Vectors>() { attend<Vectors>(space, batch, head, panel.first); });
     }
   }
 
@@ -150,17 +150,17 @@ class Forward {
     return {copy.data + first * width, width};
   }
 
-  EIGEN_DONT_INLINE void attend(Workspace& space, Index batch, Index head,
-                                const typename Panels<Number>::Panel& panel) const {
-    const Index first = panel.first, lanes = panel.vectors * L::size;
+  template <int Vectors>
+  EIGEN_DONT_INLINE void attend(Workspace& space, Index batch, Index head, Index first) const {
+    constexpr Index lanes = Vectors * L::size;
     const Index count = std::min(lanes, problem_.queries - first);
     const Index kv_head = head / (problem_.heads / problem_.kv_heads);
 
-    space.scorer.pack(slab(call_.query, batch, head), first, count, lanes);
+    space.scorer.template pack<Vectors>(slab(call_.query, batch, head), first, count);
     Index tiles = 0;      // in the output
     bool joined = false;  // whether others are in `older`
-    Softmax softmax;
-    PanelMask<Mask, Number> mask(call_.mask, batch, head, first, count, lanes, problem_.keys);
+    OnlineSoftmax<Number, Vectors, Unit> softmax;
+    PanelMask<Mask, Number, Vectors> mask(call_.mask, batch, head, first, count, problem_.keys);
 
     for (Index k = mask.begin(); k < mask.end(); k += tile_keys_) {
       const Index keys = std::min(tile_keys_, mask.end() - k);
@@ -168,46 +168,47 @@ class Forward {
       if (coverage == Coverage::empty) continue;
 
       if (tiles == most_tiles) {
-        join(space.older, space.output, softmax.sum, joined, lanes);
+        join<Vectors>(space.older, space.output, softmax.sum, joined);
         std::fill(softmax.sum, softmax.sum + lanes, Number(0));
         joined = true;
         tiles = 0;
       }
-      alignas(64) Number largest[length(widest)];
-      const PanelScores<Number> tile{.scores = space.scores,
-                                     .lanes = lanes,
-                                     .batch = batch,
-                                     .head = head,
-                                     .query = first,
-                                     .queries = count,
-                                     .key = k,
-                                     .keys = keys};
+      alignas(64) Number largest[length(lanes)];
+      const ScoreTile<Number, Vectors> tile{.scores = space.scores,
+                                            .batch = batch,
+                                            .head = head,
+                                            .query = first,
+                                            .queries = count,
+                                            .key = k,
+                                            .keys = keys};
       const auto key = rows(key_rows_, batch, kv_head, k, keys, problem_.key_dim, space.keys);
       space.scorer.take_keys(key, batch * problem_.kv_heads + kv_head, k, keys, problem_.keys);
-      with_vectors(panel.vectors, [&]<int Vectors>() {
-        score_tile<Vectors>(space, tile, key, coverage, mask, largest);
-        softmax.template absorb<Vectors>(space.scores, keys, largest);
-      });
+      score_tile(space, tile, key, coverage, mask, largest);
+      softmax.absorb(space.scores, keys, largest);
       if (call_.dropout.active()) drop(tile);
-      if (joined) fade_older(space.older, softmax.correction, lanes);
-      add_values(space, tile, kv_head, coverage, mask, tiles > 0 ? softmax.correction : nullptr);
+      if (joined) fade_older<Vectors>(space.older, softmax.correction);
+      add_values<Vectors>(space, tile, kv_head, coverage, mask,
+                          tiles > 0 ? softmax.correction : nullptr);
       ++tiles;
     }
     if (tiles == 0) std::fill(space.output, space.output + problem_.value_dim * lanes, Number(0));
     if (joined) {
-      join(space.older, space.output, softmax.sum, true, lanes);
+      join<Vectors>(space.older, space.output, softmax.sum, true);
       const Number* sums = space.older + 2 * lanes;
       std::copy(sums - lanes, sums, softmax.sum);
       std::copy(sums, sums + problem_.value_dim * lanes, space.output);
     }
-    finish(space, softmax, batch, head, first, count, lanes);
+    finish<Vectors>(space, softmax, batch, head, first, count);
   }
 
   /// older = factor * older + output, and likewise the sums of weights, after which the factor
   /// is 1. Laid out as [factor, sum of weights, output...][lane].
-  EIGEN_DONT_INLINE void join(Number* older, const Number* output, const Number* sum, bool joined,
-                              Index lanes) const {
+  template <int Vectors>
+  EIGEN_DONT_INLINE void join(Number* older, const Number* output, const Number* sum,
+                              bool joined) const {
+    constexpr Index lanes = Vectors * L::size;
     const auto add = [&](Number* to, const Number* from) __attribute__((always_inline)) {
+#pragma GCC unroll 16
       for (Index lane = 0; lane < lanes; lane += L::size) {
         const L x = L::load(from + lane);
         (joined ? fma(L::load(to + lane), L::load(older + lane), x) : x).store(to + lane);
@@ -221,8 +222,10 @@ class Forward {
   }
 
   /// The largest score of some lanes may have changed.
-  static void fade_older(Number* factor, const Number* correction, Index lanes) {
-    for (Index lane = 0; lane < lanes; lane += L::size) {
+  template <int Vectors>
+  EIGEN_ALWAYS_INLINE static void fade_older(Number* factor, const Number* correction) {
+#pragma GCC unroll 16
+    for (Index lane = 0; lane < Vectors * L::size; lane += L::size) {
       (L::load(factor + lane) * L::load(correction + lane)).store(factor + lane);
     }
   }
@@ -230,9 +233,9 @@ class Forward {
   /// Scores of a tile, hidden ones -infinity, and the largest of each lane. The largest of keys
   /// that every query sees falls out of the register tiles; only the edges are gone through again.
   template <int Vectors>
-  void score_tile(Workspace& space, const PanelScores<Number>& panel, const Rows<Number>& rows,
-                  Coverage coverage, const auto& mask, Number* largest) const {
-    const auto tile = panel.template of_width<Vectors>();
+  void score_tile(Workspace& space, const ScoreTile<Number, Vectors>& tile,
+                  const Rows<Number>& rows, Coverage coverage, const auto& mask,
+                  Number* largest) const {
     constexpr Index lanes = Vectors * L::size, step = tile_rows<Vectors>;
     Index clear_begin = 0, clear_end = tile.keys;
     if (coverage == Coverage::partial) {
@@ -303,7 +306,8 @@ class Forward {
     for (int v = 0; v < Vectors; ++v) most[v].store(largest + v * L::size);
   }
 
-  EIGEN_DONT_INLINE void drop(const PanelScores<Number>& tile) const {
+  template <int Vectors>
+  EIGEN_DONT_INLINE void drop(const ScoreTile<Number, Vectors>& tile) const {
     for (Index lane = 0; lane < tile.queries; ++lane) {
       const auto row = call_.dropout.row(tile.batch, tile.head, tile.query + lane);
       for (Index j = 0; j < tile.keys; ++j) {
@@ -315,7 +319,8 @@ class Forward {
   /// Adds weights x values to the output. A hidden pair has weight 0, but 0 times NaN or infinity
   /// is NaN: rows of values that are hidden from some query and not finite are taken out of the
   /// product and added to the queries that see them.
-  void add_values(Workspace& space, const PanelScores<Number>& tile, Index kv_head,
+  template <int Vectors>
+  void add_values(Workspace& space, const ScoreTile<Number, Vectors>& tile, Index kv_head,
                   Coverage coverage, const auto& mask, const Number* correction) const {
     const Index width = problem_.value_dim;
     const auto read =
@@ -327,17 +332,15 @@ class Forward {
         if (j < tile.keys) unsafe = !all_finite(read[j], width);
       }
     }
-    const auto add = [&](const Rows<Number>& values) {
-      with_vectors(tile.lanes / L::size, [&]<int Vectors>() {
-        add_product<Vectors>(space.scores, values, tile.keys, width, correction, space.output);
-      });
-    };
-    if (!unsafe) return add(read);
+    if (!unsafe) {
+      return add_product<Vectors>(space.scores, read, tile.keys, width, correction, space.output);
+    }
     for (Index j = 0; j < tile.keys; ++j) {
       const bool keep = all_finite(read[j], width);
       for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
     }
-    add({space.safe_values, width});
+    add_product<Vectors>(space.scores, Rows<Number>{space.safe_values, width}, tile.keys, width,
+                         correction, space.output);
     for (Index j = 0; j < tile.keys; ++j) {
       if (all_finite(read[j], width)) continue;
       for (Index lane = 0; lane < tile.lanes; ++lane) {
@@ -351,12 +354,14 @@ class Forward {
     }
   }
 
-  EIGEN_DONT_INLINE void finish(Workspace& space, Softmax& softmax, Index batch, Index head,
-                                Index first, Index count, Index lanes) const {
-    const int vectors = static_cast<int>(lanes / L::size);
-    alignas(64) Number factor[length(widest)];
+  template <int Vectors>
+  void finish(Workspace& space, OnlineSoftmax<Number, Vectors, Unit>& softmax, Index batch,
+              Index head, Index first, Index count) const {
+    constexpr Index lanes = Vectors * L::size;
+    alignas(64) Number factor[length(lanes)];
     L zero(0);
-    for (int v = 0; v < vectors; ++v) {
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) {
       L fade(1);
       for_each_sink(call_.score.modifiers, head,
                     [&](Number logit) { fade *= softmax.absorb_score(v, logit); });
@@ -368,8 +373,9 @@ class Forward {
                          slab(call_.output.output, batch, head), first);
     const auto& log_sum_exp = call_.output.log_sum_exp;
     if (log_sum_exp.data) {
-      alignas(64) Number row[length(widest)];
-      for (int v = 0; v < vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
+      alignas(64) Number row[length(lanes)];
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
       for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];
     }
     if (!(sum_of_lanes(zero) == 0)) define(space.output, factor, lanes, batch, head, first, count);

@@ -26,18 +26,18 @@ EIGEN_ALWAYS_INLINE void weigh(Lanes<Scalar> (&x)[N]) {
 template <class Unit>
 inline constexpr double natural_unit = Unit::binary == 1 ? ln_2 : 1;
 
-/// Softmax over keys that arrive tile by tile, for up to Widest * L::size queries side by side
-/// (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). After each tile
+/// Softmax over keys that arrive tile by tile, for Vectors * L::size queries side by side (Milakov
+/// and Gimelshein, "Online normalizer calculation for softmax", 2018). After each tile
 ///   sum = sum over keys so far of e^(score - largest),
 /// and what was accumulated with the previous `largest` has to be multiplied by `correction`.
 /// `Unit` is that of the scores.
 ///
 /// Sums are taken in runs of 16 keys, these in tiles, these over all keys: a chain of n equal
 /// additions has a relative error of about sqrt(n / 3) roundings, three short chains of far less.
-template <class Scalar, int Widest, class Unit>
+template <class Scalar, int Vectors, class Unit>
 struct OnlineSoftmax {
   using L = Lanes<Scalar>;
-  static constexpr Index lanes = Widest * L::size;
+  static constexpr Index lanes = Vectors * L::size;
   static constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
 
   alignas(64) Scalar largest[length(lanes)];
@@ -51,9 +51,8 @@ struct OnlineSoftmax {
     }
   }
 
-  /// Takes in count keys of Vectors vectors of queries, whose largest scores are tile_max, and
-  /// turns the scores into e^(score - largest). Scores of -infinity give exactly 0.
-  template <int Vectors = Widest>
+  /// Takes in count keys, whose largest scores are tile_max, and turns the scores into
+  /// e^(score - largest). Scores of -infinity give exactly 0.
   void absorb(Scalar* scores, Index count, const Scalar* tile_max) {
     L shift[length(Vectors)], fade[length(Vectors)], total[length(Vectors)];
 #pragma GCC unroll 16
@@ -80,7 +79,7 @@ struct OnlineSoftmax {
           std::min(first + run, count),
           [&]<int Keys>(Index key) __attribute__((always_inline)) {
             L weight[length(Keys * Vectors)];
-            Scalar* at = scores + key * Vectors * L::size;
+            Scalar* at = scores + key * lanes;
 #pragma GCC unroll 16
             for (int i = 0; i < Keys * Vectors; ++i) {
               weight[i] = L::load(at + i * L::size) - shift[i % Vectors];

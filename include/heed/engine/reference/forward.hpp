@@ -24,11 +24,10 @@ class ReferenceRow {
  public:
   explicit ReferenceRow(const Call& call)
       : call_(call),
-        memory_(at(call.problem.key_dim + call.problem.keys + 2 * call.problem.value_dim), zero),
-        query_(memory_.data()),
-        row_(query_ + call.problem.key_dim),
-        part_(row_ + call.problem.keys),
-        sums_(part_ + call.problem.value_dim) {}
+        query_(at(call.problem.key_dim), zero),
+        row_(at(call.problem.keys), zero),
+        part_(at(call.problem.value_dim), zero),
+        sums_(at(call.problem.value_dim), zero) {}
 
   /// body(key, score) for every key that the query sees, in order; the score is after all
   /// modifiers.
@@ -38,13 +37,13 @@ class ReferenceRow {
     const Index kv = h / (problem.heads / problem.kv_heads);
     prepare_query(
         score.similarity, problem,
-        [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); }, query_);
+        [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); }, query_.data());
     for_each_visible(
         call_.mask, call_.mask.row(b, h, i), b, h, i, Index(0), problem.keys, [&](Index j) {
           const auto key = call_.keys.run(b, kv, j, 1);
           Number sum = zero;
           for (Index c = 0; c < problem.key_dim; ++c) {
-            sum = score.similarity.step(sum, query_[c], key.template at<Number>(0, c), c);
+            sum = score.similarity.step(sum, query_[at(c)], key.template at<Number>(0, c), c);
           }
           Number entry = score.similarity.finish(sum);
           std::apply(
@@ -62,7 +61,8 @@ class ReferenceRow {
     const Index kv = h / (problem.heads / problem.kv_heads);
     const auto keys = call_.mask.row(b, h, i);
     const auto for_each_key = [&](Index first, Index last, const auto& body) {
-      for_each_visible(call_.mask, keys, b, h, i, first, last, [&](Index j) { body(j, row_[j]); });
+      for_each_visible(call_.mask, keys, b, h, i, first, last,
+                       [&](Index j) { body(j, row_[at(j)]); });
     };
     const auto in_blocks = [&](const auto& body) {
       for (Index first = 0; first < problem.keys; first += block) {
@@ -72,7 +72,7 @@ class ReferenceRow {
 
     Number largest = -infinity;
     for_each_score(b, h, i, [&](Index j, const Number& entry) {
-      row_[j] = entry;
+      row_[at(j)] = entry;
       if (entry > largest) largest = entry;
     });
     const auto& modifiers = call_.definition.modifiers;
@@ -98,32 +98,30 @@ class ReferenceRow {
     if (to.log_sum_exp.data) {
       to.log_sum_exp(b, h, i) = empty ? Number(-infinity) : Number(shift + log(sum));
     }
-    if constexpr (WithWeights<typename Call::Output>) {
+    if (to.weights.data) {
       for (Index j = 0; j < problem.keys; ++j) store(to.weights(b, h, i, j), zero);
     }
-    std::fill_n(sums_, problem.value_dim, zero);
+    std::fill(sums_.begin(), sums_.end(), zero);
     if (!empty) {
       const auto counter = call_.dropout.row(b, h, i);
       const auto scale = static_cast<Number>(call_.dropout.scale());
       in_blocks([&](Index first, Index last) {
-        std::fill_n(part_, problem.value_dim, zero);
+        std::fill(part_.begin(), part_.end(), zero);
         for_each_key(first, last, [&](Index j, Number& entry) {
           const Number weight = entry / sum;
-          if constexpr (WithWeights<typename Call::Output>) {
-            store(to.weights(b, h, i, j), weight);
-          }
+          if (to.weights.data) store(to.weights(b, h, i, j), weight);
           const Number kept = !call_.dropout.active()           ? weight
                               : call_.dropout.keeps(counter, j) ? Number(weight * scale)
                                                                 : zero;
           const auto value = call_.values.run(b, kv, j, 1);
           for (Index c = 0; c < problem.value_dim; ++c) {
-            part_[c] += kept * value.template at<Number>(0, c);
+            part_[at(c)] += kept * value.template at<Number>(0, c);
           }
         });
-        for (Index c = 0; c < problem.value_dim; ++c) sums_[c] += part_[c];
+        for (Index c = 0; c < problem.value_dim; ++c) sums_[at(c)] += part_[at(c)];
       });
     }
-    for (Index c = 0; c < problem.value_dim; ++c) store(to.output(b, h, i, c), sums_[c]);
+    for (Index c = 0; c < problem.value_dim; ++c) store(to.output(b, h, i, c), sums_[at(c)]);
   }
 
  private:
@@ -135,8 +133,7 @@ class ReferenceRow {
 
   const Number zero = Number(0.0), infinity = Number(std::numeric_limits<double>::infinity());
   const Call& call_;
-  std::vector<Number> memory_;
-  Number *query_, *row_, *part_, *sums_;
+  std::vector<Number> query_, row_, part_, sums_;
 };
 
 /// A piece of work is one query of one head.
@@ -162,7 +159,7 @@ template <class Call>
 class Reference {
  public:
   static constexpr bool possible = true;
-  static std::true_type suits(const Call&) { return {}; }
+  static bool suits(const Call&) { return true; }
 
   explicit Reference(const Call& call) : call_(call) {}
 
@@ -181,7 +178,7 @@ template <class Call>
 class ReferenceScores {
  public:
   static constexpr bool possible = true;
-  static std::true_type suits(const Call&) { return {}; }
+  static bool suits(const Call&) { return true; }
 
   explicit ReferenceScores(const Call& call) : call_(call) {}
 

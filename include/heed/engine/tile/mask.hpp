@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "heed/kernel/panels.hpp"
 #include "heed/policy/contract.hpp"
 #include "heed/policy/key_set.hpp"
 #include "heed/simd/lanes.hpp"
@@ -15,24 +14,21 @@ enum class Coverage { empty, partial, full };
 template <class Mask>
 concept HidesNothing = mask_traits<Mask>.hides_nothing;
 
-/// What a mask says to the queries of one panel, and to a tile of keys at a time. Pairs of a tile
-/// lie as [key][lane of the widest panel].
-template <class BoundMask, class Scalar>
+/// What a mask says to the queries of one panel, and to a tile of keys at a time.
+template <class BoundMask, class Scalar, int Vectors>
 class PanelMask {
   using L = Lanes<Scalar>;
   using Set = KeySetOf<BoundMask>;
-  static constexpr Index lanes = Panels<Scalar>::widest * L::size;
+  static constexpr Index lanes = Vectors * L::size;
 
  public:
-  /// Queries first .. first + count-1 of a head; lanes from count up to `used` are as the last
-  /// query.
-  PanelMask(const BoundMask& mask, Index batch, Index head, Index first, Index count, Index used,
-            Index keys)
-      : mask_(mask), batch_(batch), head_(head), first_(first), last_(count - 1), used_(used) {
+  /// Queries first .. first + count-1 of a head; lanes from count on are as the last query.
+  PanelMask(const BoundMask& mask, Index batch, Index head, Index first, Index count, Index keys)
+      : mask_(mask), batch_(batch), head_(head), first_(first), last_(count - 1) {
     begin_ = keys;
     end_ = 0;
     clear_ = {0, keys};
-    for (Index lane = 0; lane < used_; ++lane) {
+    for (Index lane = 0; lane < lanes; ++lane) {
       Set& row = rows_[lane];
       row = lane < count ? mask.row(batch, head, first + lane) : rows_[last_];
       exact_ = exact_ && row.exact;
@@ -63,7 +59,7 @@ class PanelMask {
     if (clear_end_ - clear_begin_ == count) return Coverage::full;
     if (Set::capacity == 1 && exact_) {
       bool seen = false;
-      for (Index lane = 0; lane < used_; ++lane) {
+      for (Index lane = 0; lane < lanes; ++lane) {
         const KeyRange range = rows_[lane].count ? rows_[lane][0] : KeyRange{0, 0};
         const Index from = std::clamp<Index>(range.begin - first, 0, count);
         const Index to = std::clamp<Index>(range.end - first, from, count);
@@ -105,7 +101,7 @@ class PanelMask {
     }
     for (Index j = 0; j < count; ++j) {
       Scalar* const row = pairs + j * lanes;
-      std::fill(row + last_ + 1, row + used_, row[last_]);
+      std::fill(row + last_ + 1, row + lanes, row[last_]);
     }
     if (seen == 0) return Coverage::empty;
     if (seen == count * (last_ + 1)) {
@@ -119,7 +115,7 @@ class PanelMask {
   }
 
   const BoundMask& mask_;
-  Index batch_, head_, first_, last_, used_;
+  Index batch_, head_, first_, last_;
   Set rows_[length(lanes)];
   bool exact_ = true;
   Index begin_, end_;
@@ -131,10 +127,10 @@ class PanelMask {
   alignas(64) Scalar to_[length(lanes)];
 };
 
-template <HidesNothing BoundMask, class Scalar>
-class PanelMask<BoundMask, Scalar> {
+template <HidesNothing BoundMask, class Scalar, int Vectors>
+class PanelMask<BoundMask, Scalar, Vectors> {
  public:
-  PanelMask(const BoundMask&, Index, Index, Index, Index, Index, Index keys) : keys_(keys) {}
+  PanelMask(const BoundMask&, Index, Index, Index, Index, Index keys) : keys_(keys) {}
   Index begin() const { return 0; }
   Index end() const { return keys_; }
   Coverage tile(Index, Index count, Scalar*) {
