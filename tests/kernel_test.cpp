@@ -130,6 +130,27 @@ TEST(Convert, ThereAndBack) {
   expect_conversion<Eigen::bfloat16>();
 }
 
+TEST(Convert, RoundsToNearestBfloat16) {
+  // Between 1 and the next, 1 + 2^-7: below the middle, the middle (to even, both ways), above it;
+  // past the largest, and what is no number.
+  const auto infinity = std::numeric_limits<float>::infinity();
+  const float numbers[] = {
+      1 + 0x1p-9F, 1 + 0x1p-8F, 1 + 0x3p-8F, 1 + 0x1.8p-8F,
+      -1.F,        3.4e38F,     -infinity,   std::numeric_limits<float>::quiet_NaN()};
+  const float expected[] = {1, 1, 1 + 0x1p-6F, 1 + 0x1p-7F, -1, infinity, -infinity, 0};
+  Eigen::bfloat16 stored[at(n)];
+  for (std::size_t i = 0; i < std::size(numbers); ++i) {
+    store_narrowed(L(numbers[i]), stored);
+    for (const Eigen::bfloat16 x : stored) {
+      if (std::isnan(numbers[i])) {
+        EXPECT_TRUE(std::isnan(static_cast<float>(x)));
+      } else {
+        EXPECT_EQ(static_cast<float>(x), expected[i]);
+      }
+    }
+  }
+}
+
 TEST(Panels, CoverTheColumns) {
   for (Index columns = 1; columns <= 13 * n; ++columns) {
     for (const Index width : {2, 3}) {

@@ -17,6 +17,7 @@
 #include "heed/engine/tile/score.hpp"
 #include "heed/engine/tile/score_additive.hpp"
 #include "heed/kernel/online_softmax.hpp"
+#include "heed/kernel/outer_product.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
@@ -184,8 +185,18 @@ class Forward {
       const auto key = rows(key_rows_, batch, kv_head, k, keys, problem_.key_dim, space.keys);
       space.scorer.take_keys(key, batch * problem_.kv_heads + kv_head, k, keys, problem_.keys);
       score_tile(space, tile, key, coverage, mask, largest);
-      softmax.absorb(space.scores, keys, largest);
+      const auto runs = [&mask](Index from, Index to, const auto& body)
+                            __attribute__((always_inline)) { mask.for_each_stair(from, to, body); };
+      if (coverage == Coverage::partial) {
+        softmax.absorb(space.scores, keys, largest, runs);
+      } else {
+        softmax.absorb(space.scores, keys, largest);
+      }
       if (call_.dropout.active()) drop(tile);
+      if (tiles == 0 && k + keys >= mask.end() &&
+          write_rows(space, tile, kv_head, coverage, mask, softmax)) {
+        return;
+      }
       if (joined) fade_older<Vectors>(space.older, softmax.correction);
       add_values<Vectors>(space, tile, kv_head, coverage, mask,
                           tiles > 0 ? softmax.correction : nullptr);
@@ -278,32 +289,36 @@ class Forward {
           call_.score.modifiers);
     } else {
       score(clear_begin, clear_end, largest);
-      score(0, clear_begin, unused);
-      score(clear_end, tile.keys, unused);
-      transform_scores(tile, 0, clear_begin, largest, hide);
-      transform_scores(tile, clear_end, tile.keys, largest, hide);
+      const auto edge = [&]<int From>(Index first, Index last) {
+        space.scorer.template score<Vectors, From>(rows, first, last, tile.scores, unused);
+        transform_scores<Vectors, From>(tile, first, last, largest, hide);
+      };
+      if (coverage == Coverage::partial) {
+        mask.for_each_stair(0, clear_begin, edge);
+        mask.for_each_stair(clear_end, tile.keys, edge);
+      }
     }
   }
 
-  /// Replaces scores of keys first .. last-1 by transform(key, vector, score), and raises `largest`
-  /// to what it gives.
-  template <int Vectors>
+  /// Replaces scores of keys first .. last-1, in the vectors from number `From` on, by
+  /// transform(key, vector, score), and raises `largest` to what it gives.
+  template <int Vectors, int From = 0>
   EIGEN_DONT_INLINE static void transform_scores(const ScoreTile<Number, Vectors>& tile,
                                                  Index first, Index last, Number* largest,
                                                  const auto& transform) {
     L most[length(Vectors)];
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
+    for (int v = From; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
     for (Index j = first; j < last; ++j) {
 #pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) {
+      for (int v = From; v < Vectors; ++v) {
         const L score = transform(j, v, L::load(tile.at(j, v)));
         score.store(tile.at(j, v));
         most[v] = max(most[v], score);
       }
     }
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) most[v].store(largest + v * L::size);
+    for (int v = From; v < Vectors; ++v) most[v].store(largest + v * L::size);
   }
 
   template <int Vectors>
@@ -316,6 +331,83 @@ class Forward {
     }
   }
 
+  /// Keys up to which a panel's results are computed as rows, where turning them would take long:
+  /// vectors of 64 bytes are turned by one unit of the processor.
+  static constexpr bool in_rows = sizeof(typename L::Packet) == 64;
+  static constexpr Index few_keys = 96;
+
+  /// Writes the results of a panel that sees no other tile, with lanes over features: they need not
+  /// be turned, and lanes that are no queries cost nothing. False where this does not suit.
+  template <int Vectors>
+  bool write_rows(Workspace& space, const ScoreTile<Number, Vectors>& tile, Index kv_head,
+                  Coverage coverage, const auto& mask,
+                  OnlineSoftmax<Number, Vectors, Unit>& softmax) const {
+    const Index width = problem_.value_dim;
+    const auto output = slab(call_.output.output, tile.batch, tile.head);
+    if (!in_rows || tile.keys > few_keys || width % L::size != 0 || output.column_stride != 1)
+      return false;
+    const auto read =
+        rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
+    if (coverage == Coverage::partial && !edges_finite(read, tile.keys, mask)) return false;
+    alignas(64) Number factor[length(Vectors * L::size)];
+    L zero = output_factors(softmax, tile.head, factor);
+    for (int v = 0; v < Vectors; ++v) {
+      const L each = L::load(factor + v * L::size);
+      const Index keys = mask.stair(v), first = v * L::size;
+      for (Index j = 0; j < keys; ++j) (L::load(tile.at(j, v)) * each).store(tile.at(j, v));
+      zero +=
+          weighted_rows(tile.scores + first, tile.lanes, std::min(L::size, tile.queries - first),
+                        keys, read, width, output, tile.query + first);
+    }
+    write_log_sum_exp(softmax, tile.batch, tile.head, tile.query, tile.queries);
+    if (!(sum_of_lanes(zero) == 0)) {
+      define(tile.batch, tile.head, tile.query, tile.queries, [&](Index lane) {
+        Number sum = factor[lane] * 0;
+        for (Index c = 0; c < width; ++c) {
+          sum += static_cast<Number>(output(tile.query + lane, c)) * 0;
+        }
+        return sum;
+      });
+    }
+    return true;
+  }
+
+  /// Whether rows that some query does not see hold no NaN and no infinity.
+  bool edges_finite(const Rows<Number>& read, Index keys, const auto& mask) const {
+    const Index width = problem_.value_dim, begin = mask.clear_begin(), end = mask.clear_end();
+    return all_finite(read, begin, width) &&
+           all_finite(Rows<Number>{read[end], read.stride}, keys - end, width);
+  }
+
+  /// What sums of values are multiplied by, for each lane, once the sinks have joined the softmax.
+  /// Returns zeros, or NaN where a factor is not finite.
+  template <int Vectors>
+  EIGEN_ALWAYS_INLINE L output_factors(OnlineSoftmax<Number, Vectors, Unit>& softmax, Index head,
+                                       Number* factor) const {
+    L zero(0);
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) {
+      L fade(1);
+      for_each_sink(call_.score.modifiers, head,
+                    [&](Number logit) { fade *= softmax.absorb_score(v, logit); });
+      const L f = softmax.normaliser(v, static_cast<Number>(call_.dropout.scale())) * fade;
+      f.store(factor + v * L::size);
+      zero = fma(f, L(0), zero);
+    }
+    return zero;
+  }
+
+  template <int Vectors>
+  void write_log_sum_exp(const OnlineSoftmax<Number, Vectors, Unit>& softmax, Index batch,
+                         Index head, Index first, Index count) const {
+    const auto& log_sum_exp = call_.output.log_sum_exp;
+    if (!log_sum_exp.data) return;
+    alignas(64) Number row[length(Vectors * L::size)];
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
+    for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];
+  }
+
   /// Adds weights x values to the output. A hidden pair has weight 0, but 0 times NaN or infinity
   /// is NaN: rows of values that are hidden from some query and not finite are taken out of the
   /// product and added to the queries that see them.
@@ -325,22 +417,23 @@ class Forward {
     const Index width = problem_.value_dim;
     const auto read =
         rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
-    bool unsafe = false;
-    if (coverage == Coverage::partial) {
-      for (Index j = 0; j < tile.keys && !unsafe; ++j) {
-        if (j == mask.clear_begin()) j = mask.clear_end();
-        if (j < tile.keys) unsafe = !all_finite(read[j], width);
+    if (coverage != Coverage::partial || edges_finite(read, tile.keys, mask)) {
+      if (coverage != Coverage::partial) {
+        return add_product<Vectors>(space.scores, read, tile.keys, width, correction, space.output);
       }
-    }
-    if (!unsafe) {
-      return add_product<Vectors>(space.scores, read, tile.keys, width, correction, space.output);
+      return add_product_of_runs<Vectors>(space.scores, read, width, correction, space.output,
+                                          [&](const auto& body) __attribute__((always_inline)) {
+                                            mask.for_each_stair(0, tile.keys, body);
+                                          });
     }
     for (Index j = 0; j < tile.keys; ++j) {
       const bool keep = all_finite(read[j], width);
       for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
     }
-    add_product<Vectors>(space.scores, Rows<Number>{space.safe_values, width}, tile.keys, width,
-                         correction, space.output);
+    add_product_of_runs<Vectors>(
+        space.scores, Rows<Number>{space.safe_values, width}, width, correction, space.output,
+        [&](const auto& body)
+            __attribute__((always_inline)) { mask.for_each_stair(0, tile.keys, body); });
     for (Index j = 0; j < tile.keys; ++j) {
       if (all_finite(read[j], width)) continue;
       for (Index lane = 0; lane < tile.lanes; ++lane) {
@@ -359,36 +452,25 @@ class Forward {
               Index head, Index first, Index count) const {
     constexpr Index lanes = Vectors * L::size;
     alignas(64) Number factor[length(lanes)];
-    L zero(0);
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) {
-      L fade(1);
-      for_each_sink(call_.score.modifiers, head,
-                    [&](Number logit) { fade *= softmax.absorb_score(v, logit); });
-      const L f = softmax.normaliser(v, static_cast<Number>(call_.dropout.scale())) * fade;
-      f.store(factor + v * L::size);
-      zero = fma(f, L(0), zero);
-    }
+    L zero = output_factors(softmax, head, factor);
     zero += unpack_lanes(space.output, factor, lanes, count, problem_.value_dim,
                          slab(call_.output.output, batch, head), first);
-    const auto& log_sum_exp = call_.output.log_sum_exp;
-    if (log_sum_exp.data) {
-      alignas(64) Number row[length(lanes)];
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
-      for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];
+    write_log_sum_exp(softmax, batch, head, first, count);
+    if (!(sum_of_lanes(zero) == 0)) {
+      define(batch, head, first, count, [&](Index lane) {
+        Number sum = factor[lane] * 0;
+        for (Index c = 0; c < problem_.value_dim; ++c) sum += space.output[c * lanes + lane] * 0;
+        return sum;
+      });
     }
-    if (!(sum_of_lanes(zero) == 0)) define(space.output, factor, lanes, batch, head, first, count);
   }
 
-  /// Those queries of a panel once more, by the definition.
-  EIGEN_DONT_INLINE void define(const Number* sums, const Number* factor, Index lanes, Index batch,
-                                Index head, Index first, Index count) const {
+  /// Those queries of a panel once more, by the definition, for which zero(lane) is NaN.
+  EIGEN_DONT_INLINE void define(Index batch, Index head, Index first, Index count,
+                                const auto& zero) const {
     ReferenceRow<Call> row(call_);
     for (Index lane = 0; lane < count; ++lane) {
-      Number zero = factor[lane] * 0;
-      for (Index c = 0; c < problem_.value_dim; ++c) zero += sums[c * lanes + lane] * 0;
-      if (!(zero == 0)) row.attend(batch, head, first + lane);
+      if (!(zero(lane) == 0)) row.attend(batch, head, first + lane);
     }
   }
 

@@ -22,6 +22,13 @@ EIGEN_ALWAYS_INLINE void weigh(Lanes<Scalar> (&x)[N]) {
   }
 }
 
+/// Scores of which all vectors count.
+struct AllVectors {
+  EIGEN_ALWAYS_INLINE void operator()(Index first, Index last, const auto& body) const {
+    if (first < last) body.template operator()<0>(first, last);
+  }
+};
+
 /// What a score is multiplied by to be in natural units.
 template <class Unit>
 inline constexpr double natural_unit = Unit::binary == 1 ? ln_2 : 1;
@@ -52,8 +59,12 @@ struct OnlineSoftmax {
   }
 
   /// Takes in count keys, whose largest scores are tile_max, and turns the scores into
-  /// e^(score - largest). Scores of -infinity give exactly 0.
-  void absorb(Scalar* scores, Index count, const Scalar* tile_max) {
+  /// e^(score - largest). Scores of -infinity give exactly 0. `runs`(first, last, body) calls
+  /// body.template operator()<From>(begin, end) for runs of keys, of which the vectors From and up
+  /// count.
+  template <class Runs = AllVectors>
+  EIGEN_DONT_INLINE void absorb(Scalar* scores, Index count, const Scalar* tile_max,
+                                const Runs& runs = {}) {
     L shift[length(Vectors)], fade[length(Vectors)], total[length(Vectors)];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
@@ -69,32 +80,36 @@ struct OnlineSoftmax {
     weigh<Unit>(fade);
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) fade[v].store(correction + v * L::size);
-    constexpr Index run = 16;
-    for (Index first = 0; first < count; first += run) {
-      L part[length(Vectors)];
+    runs(0, count, [&]<int From>(Index begin, Index end) __attribute__((always_inline)) {
+      constexpr int vectors = Vectors - From;
+      constexpr Index run = 16;
+      for (Index first = begin; first < end; first += run) {
+        L part[length(vectors)];
 #pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) part[v] = L(0);
-      // Three or four vectors at a time: enough to fill the units, and they stay in registers.
-      for_each_tile<4 / Vectors>(
-          std::min(first + run, count),
-          [&]<int Keys>(Index key) __attribute__((always_inline)) {
-            L weight[length(Keys * Vectors)];
-            Scalar* at = scores + key * lanes;
+        for (int v = 0; v < vectors; ++v) part[v] = L(0);
+        // Three or four vectors at a time: enough to fill the units, and they stay in registers.
+        for_each_tile<4 / vectors>(
+            std::min(first + run, end),
+            [&]<int Keys>(Index key) __attribute__((always_inline)) {
+              L weight[length(Keys * vectors)];
+              Scalar* at = scores + key * lanes + From * L::size;
 #pragma GCC unroll 16
-            for (int i = 0; i < Keys * Vectors; ++i) {
-              weight[i] = L::load(at + i * L::size) - shift[i % Vectors];
-            }
-            weigh<Unit>(weight);
+              for (int i = 0; i < Keys * vectors; ++i) {
+                weight[i] = L::load(at + i / vectors * lanes + i % vectors * L::size) -
+                            shift[From + i % vectors];
+              }
+              weigh<Unit>(weight);
 #pragma GCC unroll 16
-            for (int i = 0; i < Keys * Vectors; ++i) {
-              weight[i].store(at + i * L::size);
-              part[i % Vectors] += weight[i];
-            }
-          },
-          first);
+              for (int i = 0; i < Keys * vectors; ++i) {
+                weight[i].store(at + i / vectors * lanes + i % vectors * L::size);
+                part[i % vectors] += weight[i];
+              }
+            },
+            first);
 #pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) total[v] += part[v];
-    }
+        for (int v = 0; v < vectors; ++v) total[From + v] += part[v];
+      }
+    });
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       const Index at = v * L::size;

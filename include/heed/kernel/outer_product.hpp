@@ -91,4 +91,101 @@ void add_outer(const QueryPanel* query_panels, Index panel_count, const Accumula
   }
 }
 
+/// add_product of keys of which some vectors do not count: `runs`(body) calls
+/// body.template operator()<From>(begin, end) for runs of keys, of which the vectors From and up
+/// do.
+template <int Vectors, class Scalar, class Runs>
+EIGEN_DONT_INLINE void add_product_of_runs(const Scalar* panel, const Rows<Scalar>& x, Index width,
+                                           const Scalar* factor, Scalar* result, const Runs& runs) {
+  using L = Lanes<Scalar>;
+  for_each_tile<tile_rows<Vectors>>(width, [&]<int Columns>(
+                                               Index c) __attribute__((always_inline)) {
+    L sum[length(Columns)][length(Vectors)];
+#pragma GCC unroll 24
+    for (auto& row : sum) {
+#pragma GCC unroll 16
+      for (L& vector : row) vector = L(0);
+    }
+    runs([&]<int From>(Index begin, Index end) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (Index j = begin; j < end; ++j) {
+        L lanes[length(Vectors)];
+#pragma GCC unroll 16
+        for (int v = From; v < Vectors; ++v) {
+          lanes[v] = L::load(panel + (j * Vectors + v) * L::size).pinned();
+        }
+        const Scalar* row = x[j] + c;
+#pragma GCC unroll 24
+        for (int r = 0; r < Columns; ++r) {
+          const L broadcast(row[r]);
+#pragma GCC unroll 16
+          for (int v = From; v < Vectors; ++v) sum[r][v] = fma(lanes[v], broadcast, sum[r][v]);
+        }
+      }
+    });
+#pragma GCC unroll 24
+    for (int r = 0; r < Columns; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) {
+        Scalar* to = result + ((c + r) * Vectors + v) * L::size;
+        (factor ? fma(L::load(to), L::load(factor + v * L::size), sum[r][v]) : sum[r][v]).store(to);
+      }
+    }
+  });
+}
+
+/// x(first + i, c) = sum over j < keys of weights[j][i] * values[j][c], for i < count and c <
+/// width, a multiple of L::size: rows of results, which need not be turned. `weights` has `lanes`
+/// numbers for each key. Returns zeros, or NaN where a result is NaN or infinite.
+template <class Accumulator, class Scalar>
+Lanes<Accumulator> weighted_rows(const Accumulator* weights, Index lanes, Index count, Index keys,
+                                 const Rows<Accumulator>& values, Index width,
+                                 const Slab<Scalar>& x, Index first) {
+  using L = Lanes<Accumulator>;
+  const Panels<Accumulator> panels(width);
+  L zero[2] = {0, 0};
+  for (Index p = 0; p < panels.count; ++p) {
+    const auto panel = panels[p];
+    with_vectors(panel.vectors, [&]<int Vectors>() {
+      for_each_tile<tile_rows<Vectors>>(
+          count, [&]<int Rows>(Index i) __attribute__((always_inline)) {
+            L sum[length(Rows)][length(Vectors)];
+#pragma GCC unroll 16
+            for (auto& row : sum) {
+#pragma GCC unroll 16
+              for (L& vector : row) vector = L(0);
+            }
+            const Accumulator* weight = weights + i;
+            const Accumulator* value = values.data + panel.first;
+#pragma GCC unroll 4
+            for (Index j = 0; j < keys; ++j) {
+              L vector[length(Vectors)];
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v) {
+                vector[v] = L::load(value + j * values.stride + v * L::size).pinned();
+              }
+#pragma GCC unroll 24
+              for (int r = 0; r < Rows; ++r) {
+                const L broadcast(weight[j * lanes + r]);
+#pragma GCC unroll 16
+                for (int v = 0; v < Vectors; ++v) {
+                  sum[r][v] = fma(vector[v], broadcast, sum[r][v]);
+                }
+              }
+            }
+#pragma GCC unroll 24
+            for (int r = 0; r < Rows; ++r) {
+              Scalar* to = x.at(first + i + r, panel.first);
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v) {
+                zero[v % 2] = fma(sum[r][v], L(0), zero[v % 2]);
+                store_narrowed(sum[r][v], to + v * L::size);
+              }
+            }
+          });
+    });
+  }
+  return zero[0] + zero[1];
+}
+
 }  // namespace heed::detail

@@ -13,11 +13,12 @@ namespace heed::detail {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of a vector type as template argument
 /// Turns a square of L::size x L::size numbers: to[c][r] = from[r][c] * factor[c], where the lanes
-/// of the factor go with the columns of `from`.
+/// of the factor go with the columns of `from`. Of fewer than L::size rows the last is repeated.
 template <class Scalar, class Stored>
 EIGEN_ALWAYS_INLINE void transpose_square(const Stored* from, Index from_stride, Scalar* to,
                                           Index to_stride,
-                                          std::type_identity_t<Lanes<Scalar>> factor = 1) {
+                                          std::type_identity_t<Lanes<Scalar>> factor = 1,
+                                          Index rows = Lanes<Scalar>::size) {
   using Packet = typename Lanes<Scalar>::Packet;
   constexpr Index n = Lanes<Scalar>::size;
   if constexpr (n == 1) {
@@ -26,7 +27,8 @@ EIGEN_ALWAYS_INLINE void transpose_square(const Stored* from, Index from_stride,
     Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
 #pragma GCC unroll 16
     for (Index r = 0; r < n; ++r) {
-      block.packet[r] = (load_widened<Scalar>(from + r * from_stride) * factor).packet;
+      block.packet[r] =
+          (load_widened<Scalar>(from + std::min(r, rows - 1) * from_stride) * factor).packet;
     }
     Eigen::internal::ptranspose(block);
 #pragma GCC unroll 16
@@ -54,6 +56,11 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
       for (; column + n <= columns; column += n) {
         transpose_square(x.at(first + lane, column), x.row_stride, panel + column * lanes + lane,
                          lanes, factor);
+      }
+    } else if (x.column_stride == 1 && lane < count) {
+      for (; column + n <= columns; column += n) {
+        transpose_square(x.at(first + lane, column), x.row_stride, panel + column * lanes + lane,
+                         lanes, factor, count - lane);
       }
     }
     for (; column < columns; ++column) {

@@ -13,8 +13,9 @@ struct NothingElse {
   EIGEN_ALWAYS_INLINE void operator()(Index) const {}
 };
 
-/// A block of sums in registers: `Rows` broadcast numbers x `Vectors` vectors of lanes.
-template <class Scalar, int Rows, int Vectors>
+/// A block of sums in registers: `Rows` broadcast numbers x `Vectors` vectors of lanes, of a panel
+/// of `PanelVectors`.
+template <class Scalar, int Rows, int Vectors, int PanelVectors = Vectors>
 struct RegisterTile {
   using L = Lanes<Scalar>;
   L sum[length(Rows)][length(Vectors)];
@@ -37,7 +38,7 @@ struct RegisterTile {
       L lanes[length(Vectors)];
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) {
-        lanes[v] = L::load(panel + (d * Vectors + v) * L::size).pinned();
+        lanes[v] = L::load(panel + (d * PanelVectors + v) * L::size).pinned();
       }
       each(d);
       const Scalar* column = x + d * depth_stride;

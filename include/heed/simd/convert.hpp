@@ -1,11 +1,25 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "heed/simd/lanes.hpp"
+#include "heed/simd/select.hpp"
 
 namespace heed::detail {
+
+/// A vector of L::size numbers of 16 bits.
+template <class Scalar>
+struct HalfWords {
+  using type __attribute__((vector_size(2 * Lanes<Scalar>::size))) = std::uint16_t;
+};
+
+/// Whether bfloat16, the upper half of a float, is converted by shifts of integers.
+template <class Scalar, class Stored>
+inline constexpr bool widens_by_shift = std::is_same_v<Stored, Eigen::bfloat16> &&
+                                        std::is_same_v<Scalar, float> && Lanes<Scalar>::size >= 4;
 
 /// A vector of numbers that lie in memory as they are or in a narrower type (half, bfloat16, int8).
 template <class Scalar, class Stored>
@@ -14,6 +28,10 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> load_widened(const Stored* from) {
   using Packet = typename Eigen::internal::packet_traits<Stored>::type;
   if constexpr (std::is_same_v<Stored, Scalar>) {
     return L::load(from);
+  } else if constexpr (widens_by_shift<Scalar, Stored>) {
+    typename HalfWords<Scalar>::type upper;
+    std::memcpy(&upper, from, sizeof upper);
+    return L::from_ints(__builtin_convertvector(upper, typename L::Ints) << 16);
 #if defined(__F16C__)  // which Eigen 3.4 overlooks under g++ and replaces by scalar code
   } else if constexpr (std::is_same_v<Stored, Eigen::half> && L::size == 8) {
     return L::of(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
@@ -48,6 +66,17 @@ template <class Scalar, class Stored>
 EIGEN_ALWAYS_INLINE void store_narrowed(Lanes<Scalar> lanes, Stored* to) {
   if constexpr (std::is_same_v<Stored, Scalar>) {
     lanes.store(to);
+  } else if constexpr (widens_by_shift<Scalar, Stored>) {
+    using L = Lanes<Scalar>;
+    using Halves = typename HalfWords<Scalar>::type;
+    const auto bits = lanes.ints();
+    const auto sign = bits & std::numeric_limits<std::int32_t>::min();
+    // A NaN, which the addition could turn into another number, becomes the quiet one of its sign.
+    const auto rounded = bits + 0x7FFF + ((bits >> 16) & 1);
+    const auto quiet = L::from_ints(sign | 0x7FC00000);
+    const auto result = select(lanes == lanes, L::from_ints(rounded), quiet).ints();
+    const auto upper = __builtin_convertvector((result >> 16) & 0xFFFF, Halves);
+    std::memcpy(static_cast<void*>(to), &upper, sizeof upper);
 #if defined(__F16C__)
   } else if constexpr (std::is_same_v<Stored, Eigen::half> && Lanes<Scalar>::size == 8) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to),

@@ -54,11 +54,13 @@ class PanelMask {
   /// where a query's keys are more than one range, or have to be asked for one by one.
   Coverage tile(Index first, Index count, Scalar* pairs) {
     pairs_ = nullptr;
+    std::fill(stairs_, stairs_ + Vectors, count);
     clear_begin_ = std::clamp<Index>(clear_.begin - first, 0, count);
     clear_end_ = std::clamp<Index>(clear_.end - first, clear_begin_, count);
     if (clear_end_ - clear_begin_ == count) return Coverage::full;
     if (Set::capacity == 1 && exact_) {
       bool seen = false;
+      Index stair = 0;
       for (Index lane = 0; lane < lanes; ++lane) {
         const KeyRange range = rows_[lane].count ? rows_[lane][0] : KeyRange{0, 0};
         const Index from = std::clamp<Index>(range.begin - first, 0, count);
@@ -66,6 +68,8 @@ class PanelMask {
         from_[lane] = static_cast<Scalar>(from);
         to_[lane] = static_cast<Scalar>(to);
         seen = seen || from < to;
+        if (from < to) stair = std::max(stair, to);
+        stairs_[lane / L::size] = stair;
       }
       return seen ? Coverage::partial : Coverage::empty;
     }
@@ -75,6 +79,21 @@ class PanelMask {
   /// Keys of the tile that every query sees are clear_begin() .. clear_end()-1.
   Index clear_begin() const { return clear_begin_; }
   Index clear_end() const { return clear_end_; }
+
+  /// Calls body.template operator()<From>(begin, end) for runs that cover keys first .. last-1 of
+  /// the tile, as far as any query sees them: those of a run are seen by vectors From and up only.
+  /// Under a causal mask these are the steps of the diagonal.
+  template <int From = 0>
+  EIGEN_ALWAYS_INLINE void for_each_stair(Index first, Index last, const auto& body) const {
+    if constexpr (From < Vectors) {
+      const Index end = std::min(last, stairs_[From]);
+      if (first < end) body.template operator()<From>(first, end);
+      for_each_stair<From + 1>(std::max(first, end), last, body);
+    }
+  }
+
+  /// As many keys of the tile as a query of vectors 0 .. v sees at most.
+  Index stair(int v) const { return stairs_[v]; }
 
   /// Which lanes of vector v see key j of the tile.
   EIGEN_ALWAYS_INLINE LaneMask<Scalar> visible(Index j, int v) const {
@@ -122,6 +141,7 @@ class PanelMask {
   KeyRange clear_;  // seen by every query, where each has one exact range
 
   Index clear_begin_ = 0, clear_end_ = 0;
+  Index stairs_[length(Vectors)];  // keys from there on are seen by later vectors alone
   const Scalar* pairs_ = nullptr;
   alignas(64) Scalar from_[length(lanes)];
   alignas(64) Scalar to_[length(lanes)];
@@ -139,6 +159,10 @@ class PanelMask<BoundMask, Scalar, Vectors> {
   }
   Index clear_begin() const { return 0; }
   Index clear_end() const { return count_; }
+  Index stair(int) const { return count_; }
+  EIGEN_ALWAYS_INLINE void for_each_stair(Index first, Index last, const auto& body) const {
+    if (first < last) body.template operator()<0>(first, last);
+  }
   EIGEN_ALWAYS_INLINE LaneMask<Scalar> visible(Index, int) const {
     return Lanes<Scalar>(0) == Lanes<Scalar>(0);
   }

@@ -62,28 +62,31 @@ class Scorer {
   void take_keys(const Rows<Number>&, Index /*head*/, Index /*first*/, Index /*count*/,
                  Index /*all*/) {}
 
-  /// scores[key][lane] of keys first .. last-1 of a tile; `largest` of each lane is raised to them.
-  template <int Vectors>
+  /// scores[key][lane] of keys first .. last-1 of a tile, for the vectors of the panel from number
+  /// `From` on; `largest` of each lane is raised to them.
+  template <int Vectors, int From = 0>
   EIGEN_DONT_INLINE void score(const Rows<Number>& keys, Index first, Index last, Number* scores,
                                Number* largest) const {
-    for_each_tile<rows<Vectors>>(
+    constexpr int count = Vectors - From;
+    for_each_tile<rows<count>>(
         last,
         [&]<int Keys>(Index j) __attribute__((always_inline)) {
-          RegisterTile<Number, Keys, Vectors> tile;
-          tile.accumulate(
-              query_, keys[j], keys.stride, std::integral_constant<Index, 1>(), key_dim_,
-              [this](L sum, L query, L k, Index h)
-                  __attribute__((always_inline)) { return similarity_.step(sum, query, k, h); });
+          RegisterTile<Number, Keys, count, Vectors> tile;
+          tile.accumulate(query_ + From * L::size, keys[j], keys.stride,
+                          std::integral_constant<Index, 1>(), key_dim_,
+                          [this](L sum, L query, L k, Index h) __attribute__((always_inline)) {
+                            return similarity_.step(sum, query, k, h);
+                          });
 #pragma GCC unroll 16
-          for (int v = 0; v < Vectors; ++v) {
-            L most = L::load(largest + v * L::size);
+          for (int v = 0; v < count; ++v) {
+            L most = L::load(largest + (From + v) * L::size);
 #pragma GCC unroll 16
             for (int r = 0; r < Keys; ++r) {
               const L score = similarity_.finish(tile.sum[r][v]);
-              score.store(scores + ((j + r) * Vectors + v) * L::size);
+              score.store(scores + ((j + r) * Vectors + From + v) * L::size);
               most = max(most, score);
             }
-            most.store(largest + v * L::size);
+            most.store(largest + (From + v) * L::size);
           }
         },
         first);

@@ -92,7 +92,7 @@ class Scorer<Number, Similarity> {
     tile_exp_ = key_exp_ + (first - origin) * chunk;
   }
 
-  template <int Vectors>
+  template <int Vectors, int From = 0>
   EIGEN_DONT_INLINE void score(const Rows<Number>& keys, Index first, Index last, Number* scores,
                                Number* largest) const {
     constexpr Index lanes = Vectors * L::size;
