@@ -264,29 +264,17 @@ class Forward {
     };
     if constexpr (Score::modified) {
       score(0, tile.keys, unused);
-      std::apply(
-          [&](const auto&... modifier) {
-            if constexpr (Score::modified_on_lanes) {
-              // All in one go through the tile, with the mask and the maximum.
-              const auto modify = [&](Index j, int v, L s) __attribute__((always_inline)) {
-                const L query = L::counting(tile.query + v * L::size);
-                ((s = modified<Number>(modifier, s, tile.batch, tile.head, query, tile.key + j)),
-                 ...);
-                return s;
-              };
-              const auto both = [&](Index j, int v, L s) { return hide(j, v, modify(j, v, s)); };
-              transform_scores(tile, clear_begin, clear_end, largest, modify);
-              transform_scores(tile, 0, clear_begin, largest, both);
-              transform_scores(tile, clear_end, tile.keys, largest, both);
-            } else {
-              (apply_modifier(tile, modifier), ...);
-              transform_scores(tile, clear_begin, clear_end, largest,
-                               [](Index, int, L s) { return s; });
-              transform_scores(tile, 0, clear_begin, largest, hide);
-              transform_scores(tile, clear_end, tile.keys, largest, hide);
-            }
-          },
-          call_.score.modifiers);
+      if constexpr (Score::modified_on_lanes) {
+        modify_scores(tile, clear_begin, clear_end, largest, [](Index, int, L s) { return s; });
+        modify_scores(tile, 0, clear_begin, largest, hide);
+        modify_scores(tile, clear_end, tile.keys, largest, hide);
+      } else {
+        std::apply([&](const auto&... modifier) { (apply_modifier(tile, modifier), ...); },
+                   call_.score.modifiers);
+        transform_scores(tile, clear_begin, clear_end, largest, [](Index, int, L s) { return s; });
+        transform_scores(tile, 0, clear_begin, largest, hide);
+        transform_scores(tile, clear_end, tile.keys, largest, hide);
+      }
     } else {
       score(clear_begin, clear_end, largest);
       const auto edge = [&]<int From>(Index first, Index last) {
@@ -298,6 +286,26 @@ class Forward {
         mask.for_each_stair(clear_end, tile.keys, edge);
       }
     }
+  }
+
+  /// All modifiers, the mask and the maximum in one go through keys first .. last-1 of a tile.
+  template <int Vectors>
+  EIGEN_DONT_INLINE void modify_scores(const ScoreTile<Number, Vectors>& tile, Index first,
+                                       Index last, Number* largest, const auto& hide) const {
+    if (first >= last) return;
+    L most[length(Vectors)];
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
+    apply_modifiers(tile, first, last, call_.score.modifiers,
+                    [&](Index j, auto& scores) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+                      for (int v = 0; v < Vectors; ++v) {
+                        scores[v] = hide(j, v, scores[v]);
+                        most[v] = max(most[v], scores[v]);
+                      }
+                    });
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) most[v].store(largest + v * L::size);
   }
 
   /// Replaces scores of keys first .. last-1, in the vectors from number `From` on, by

@@ -380,8 +380,9 @@ struct BoundScore {
   using Similarity = Similarity_;
   using Modifiers = std::tuple<Modifiers_...>;
   static constexpr bool modified = sizeof...(Modifiers_) > 0;
-  /// All modifiers run on vectors of scores, so that a tile is gone through once.
-  static constexpr bool modified_on_lanes = (on_lanes<Modifiers_> && ...);
+  /// All modifiers run on vectors of scores or add a tensor, so that a tile is gone through once.
+  static constexpr bool modified_on_lanes =
+      ((on_lanes<Modifiers_> || modifier_traits<Modifiers_>.adds_tensor) && ...);
   static constexpr bool trains_modifiers = (trained<Modifiers_> || ...);
   Similarity similarity;
   Modifiers modifiers;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <tuple>
 #include <type_traits>
 
 #include "heed/kernel/pack.hpp"
@@ -23,39 +24,46 @@ struct ScoreTile {
   PairTile<Scalar> pairs() const { return {scores, lanes, batch, head, query, queries, key, keys}; }
 };
 
-/// Adds a tensor, read as keys x lanes in squares that are turned on the way.
+/// A tensor's numbers for keys j .. j+keys-1 of a tile, at most L::size of them, as [key][lane]:
+/// read in squares that are turned on the way.
+template <class Scalar, int Vectors, class Number>
+EIGEN_ALWAYS_INLINE void turn_bias(const ScoreTile<Scalar, Vectors>& tile,
+                                   const View<const Number, 4>& bias, Index j, Index keys,
+                                   Scalar* turned) {
+  using L = Lanes<Scalar>;
+  constexpr Index n = L::size, lanes = Vectors * n;
+  const Slab<const Number> added = slab(bias, tile.batch, tile.head);
+  for (Index lane = 0; lane < lanes; lane += n) {
+    if constexpr (std::is_same_v<Number, Scalar>) {
+      if (added.column_stride == 1 && keys == n && lane + n <= tile.queries) {
+        const Number* from = &added(tile.query + lane, tile.key + j);
+        // Rows are many streams, too many for the processor to foresee.
+        for (Index l = 0; l < n; ++l) __builtin_prefetch(from + l * added.row_stride + 4 * n);
+        transpose_square(from, added.row_stride, turned + lane, lanes);
+        continue;
+      }
+    }
+    for (Index k = 0; k < keys; ++k) {
+      for (Index l = lane; l < lane + n; ++l) {
+        const Index query = tile.query + std::min(l, tile.queries - 1);
+        turned[k * lanes + l] = static_cast<Scalar>(added(query, tile.key + j + k));
+      }
+    }
+  }
+}
+
+/// Adds a tensor.
 template <class Scalar, int Vectors, class Number>
 EIGEN_DONT_INLINE void add_bias(const ScoreTile<Scalar, Vectors>& tile,
                                 const View<const Number, 4>& bias) {
   using L = Lanes<Scalar>;
-  constexpr Index n = L::size, lanes = Vectors * n;
-  const Slab<const Number> added = slab(bias, tile.batch, tile.head);
-  alignas(64) Scalar turned[length(n * lanes)];
-  for (Index j = 0; j < tile.keys; j += n) {
-    const Index keys = std::min(n, tile.keys - j);
-    for (Index lane = 0; lane < lanes; lane += n) {
-      if constexpr (std::is_same_v<Number, Scalar>) {
-        if (added.column_stride == 1 && keys == n && lane + n <= tile.queries) {
-          const Number* from = &added(tile.query + lane, tile.key + j);
-          // Rows are many streams, too many for the processor to foresee.
-          for (Index l = 0; l < n; ++l) __builtin_prefetch(from + l * added.row_stride + 4 * n);
-          transpose_square(from, added.row_stride, turned + lane, lanes);
-          continue;
-        }
-      }
-      for (Index k = 0; k < keys; ++k) {
-        for (Index l = lane; l < lane + n; ++l) {
-          const Index query = tile.query + std::min(l, tile.queries - 1);
-          turned[k * lanes + l] = static_cast<Scalar>(added(query, tile.key + j + k));
-        }
-      }
-    }
-    for (Index k = 0; k < keys; ++k) {
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) {
-        Scalar* at = tile.at(j + k, v);
-        (L::load(at) + L::load(turned + k * lanes + v * n)).store(at);
-      }
+  alignas(64) Scalar turned[length(L::size * tile.lanes)];
+  for (Index j = 0; j < tile.keys; j += L::size) {
+    const Index numbers = std::min(L::size, tile.keys - j) * tile.lanes;
+    turn_bias(tile, bias, j, numbers / tile.lanes, turned);
+    Scalar* const scores = tile.at(j, 0);
+    for (Index at = 0; at < numbers; at += L::size) {
+      (L::load(scores + at) + L::load(turned + at)).store(scores + at);
     }
   }
 }
@@ -80,6 +88,60 @@ void for_each_score(const ScoreTile<Scalar, Vectors>& tile, const auto& body) {
     for (Index lane = 0; lane < tile.lanes; ++lane) {
       body(tile.scores + j * tile.lanes + lane, tile.query + std::min(lane, tile.queries - 1),
            tile.key + j);
+    }
+  }
+}
+
+/// Applies modifiers, each of which runs on vectors or adds a tensor, to keys first .. last-1 of a
+/// tile, in one go: `finish`(key, scores of all vectors) does the rest, before they are stored.
+template <class Scalar, int Vectors, class... Modifiers>
+EIGEN_ALWAYS_INLINE void apply_modifiers(const ScoreTile<Scalar, Vectors>& tile, Index first,
+                                         Index last, const std::tuple<Modifiers...>& modifiers,
+                                         const auto& finish) {
+  using L = Lanes<Scalar>;
+  constexpr Index n = L::size;
+  constexpr Index tensors = (Index(0) + ... + Index(modifier_traits<Modifiers>.adds_tensor));
+  alignas(64) Scalar turned[length(std::max<Index>(1, tensors * n * tile.lanes))];
+  const Index batch = tile.batch, head = tile.head;
+  L query[length(Vectors)];
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) query[v] = L::counting(tile.query + v * n);
+  for (Index block = first; block < last; block += n) {
+    const Index keys = std::min(n, last - block);
+    Scalar* to = turned;
+    [[maybe_unused]] const auto turn = [&](const auto& modifier) __attribute__((always_inline)) {
+      if constexpr (modifier_traits<std::remove_cvref_t<decltype(modifier)>>.adds_tensor) {
+        turn_bias(tile, modifier.added, block, keys, to);
+        to += n * tile.lanes;
+      }
+    };
+    std::apply([&](const auto&... modifier)
+                   __attribute__((always_inline)) { (turn(modifier), ...); },
+               modifiers);
+    for (Index k = 0; k < keys; ++k) {
+      L scores[length(Vectors)];
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) scores[v] = L::load(tile.at(block + k, v));
+      const Scalar* added = turned + k * tile.lanes;
+      const auto modify = [&](const auto& modifier) __attribute__((always_inline)) {
+        if constexpr (modifier_traits<std::remove_cvref_t<decltype(modifier)>>.adds_tensor) {
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) scores[v] += L::load(added + v * n);
+          added += n * tile.lanes;
+        } else {
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) {
+            scores[v] =
+                modified<Scalar>(modifier, scores[v], batch, head, query[v], tile.key + block + k);
+          }
+        }
+      };
+      std::apply([&](const auto&... modifier)
+                     __attribute__((always_inline)) { (modify(modifier), ...); },
+                 modifiers);
+      finish(block + k, scores);
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) scores[v].store(tile.at(block + k, v));
     }
   }
 }
