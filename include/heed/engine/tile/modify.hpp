@@ -57,7 +57,7 @@ template <class Scalar, int Vectors, class Number>
 EIGEN_DONT_INLINE void add_bias(const ScoreTile<Scalar, Vectors>& tile,
                                 const View<const Number, 4>& bias) {
   using L = Lanes<Scalar>;
-  alignas(64) Scalar turned[length(L::size * tile.lanes)];
+  alignas(64) Scalar turned[length(L::size * Vectors * L::size)];
   for (Index j = 0; j < tile.keys; j += L::size) {
     const Index numbers = std::min(L::size, tile.keys - j) * tile.lanes;
     turn_bias(tile, bias, j, numbers / tile.lanes, turned);
@@ -101,7 +101,7 @@ EIGEN_ALWAYS_INLINE void apply_modifiers(const ScoreTile<Scalar, Vectors>& tile,
   using L = Lanes<Scalar>;
   constexpr Index n = L::size;
   constexpr Index tensors = (Index(0) + ... + Index(modifier_traits<Modifiers>.adds_tensor));
-  alignas(64) Scalar turned[length(std::max<Index>(1, tensors * n * tile.lanes))];
+  alignas(64) Scalar turned[length(std::max<Index>(1, tensors * n * Vectors * n))];
   const Index batch = tile.batch, head = tile.head;
   L query[length(Vectors)];
 #pragma GCC unroll 16
