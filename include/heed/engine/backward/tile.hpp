@@ -63,7 +63,7 @@ EIGEN_DONT_INLINE void softmax_back_rows(const SoftmaxLanes<Number>& lanes,
     rest[v] = L::load(lanes.rest + v * L::size);
     delta[v] = L::load(lanes.delta + v * L::size);
   }
-  for_each_tile<6 / Vectors>(
+  for_each_tile<(accumulator_registers > 12 ? 6 : 3) / Vectors>(
       end,
       [&]<int Keys>(Index j) __attribute__((always_inline)) {
         L weight[length(Keys * Vectors)];
