@@ -82,7 +82,7 @@ class Forward {
   static Index panel_width(Index queries) {
     return mask_traits<Mask>.hides_nothing || queries > narrow_queries ? 3 : 2;
   }
-  static constexpr Index narrow_queries = 256;
+  static constexpr Index narrow_queries = 128;
 
   /// Keys of a tile: as many as leave the scores in the first-level cache beside the packed queries
   /// and the output panel (192 for 64 features, 24 float lanes and 32 KiB), within 64 .. 256 and a
