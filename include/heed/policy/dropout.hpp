@@ -25,12 +25,21 @@ class Dropout {
   /// What kept weights are multiplied by: 1 / (1 - probability).
   double scale() const { return scale_; }
 
+  /// The same pattern for who counts queries and keys from these ones on.
+  Dropout from(Index query, Index key) const {
+    Dropout part = *this;
+    part.first_query_ += query;
+    part.first_key_ += key;
+    return part;
+  }
+
   /// The part of the counter that a query shares with all its keys.
   std::uint64_t row(Index batch, Index head, Index query) const {
-    return mix(mix(mix(seed_ + step * word(batch)) + step * word(head)) + step * word(query));
+    return mix(mix(mix(seed_ + step * word(batch)) + step * word(head)) +
+               step * word(first_query_ + query));
   }
   bool keeps(std::uint64_t row, Index key) const {
-    return static_cast<double>(mix(row + step * word(key))) >= threshold_;
+    return static_cast<double>(mix(row + step * word(first_key_ + key))) >= threshold_;
   }
 
  private:
@@ -47,6 +56,7 @@ class Dropout {
   double threshold_;
   double scale_ = 1;
   std::uint64_t seed_;
+  Index first_query_ = 0, first_key_ = 0;
 };
 
 }  // namespace heed

@@ -22,6 +22,9 @@ struct Problem {
   /// those of `sequence`. A tensor over positions is as long as the longest, or longer.
   bool ragged = false;
   Index sequence = -1;  ///< the one batch entry that it is about; -1: all
+  /// Where somebody else has the other queries of the sequences, a tensor over pairs may have rows
+  /// for `own_queries` of them alone: that of query i is i - row_shift. -1: nobody has.
+  Index own_queries = -1, row_shift = 0;
 
   /// Batch entries that it is about: first_entry() .. first_entry() + entries()-1.
   Index first_entry() const { return sequence < 0 ? 0 : sequence; }
@@ -29,6 +32,11 @@ struct Problem {
   /// Whether `extent` numbers serve `positions` queries or keys.
   bool serves(Index extent, Index positions) const {
     return extent == positions || (ragged && extent > positions);
+  }
+  /// Makes a tensor over pairs that has the own rows alone go by the index of all queries.
+  template <class Element>
+  void index_by_query(View<Element, 4>& pairs) const {
+    if (pairs.shape[2] == own_queries) pairs.data -= row_shift * pairs.strides[2];
   }
 
   std::array<Index, 4> score_shape() const { return {batch, heads, queries, keys}; }
@@ -92,12 +100,14 @@ auto broadcast_pairs(const Problem& problem, const char* what, const T& tensor) 
     if (result.shape[axis] == 1) {
       result.strides[axis] = 0;
     } else if (axis < 2 ? result.shape[axis] != scores[axis]
-                        : !problem.serves(result.shape[axis], scores[axis])) {
+                        : !problem.serves(result.shape[axis], scores[axis]) &&
+                              !(axis == 2 && result.shape[axis] == problem.own_queries)) {
       constexpr std::array<const char*, 4> names{"batch", "heads", "queries", "keys"};
       problem.refuse(what, " of shape ", given.shape, " does not broadcast over the ", names[axis],
                      " of the scores ", scores);
     }
   }
+  problem.index_by_query(result);
   return result;
 }
 

@@ -56,6 +56,7 @@ struct Bias : ModifierPolicy {
       for (std::size_t axis = 0; axis < 4; ++axis) {
         if (dt.shape[axis] == 1) dt.strides[axis] = 0;
       }
+      problem.index_by_query(dt);
       return Bound<Number, Element, decltype(dt)>{view, dt};
     }
   }
