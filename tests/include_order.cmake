@@ -6,7 +6,7 @@
 cmake_minimum_required(VERSION 3.22)
 
 # Top to bottom, one line for each storey; folders of one storey do not include each other.
-set(house "core" "simd" "kernel policy" "engine" "operator" "module" "cache" "io")
+set(house "core" "simd" "kernel policy" "engine" "operator" "module" "cache" "io" "mpi")
 # Headers that need more than Eigen and the standard library, and what.
 set(guests "io/mapped_file.hpp"           # <sys/mman.h> and its kin, where there are such
            "io/safetensors_header.hpp"    # <nlohmann/json.hpp>
