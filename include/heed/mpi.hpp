@@ -6,4 +6,5 @@
 #include "heed/cache.hpp"
 #include "heed/mpi/layout.hpp"
 #include "heed/mpi/ring_attention.hpp"
+#include "heed/mpi/ring_attention_backward.hpp"
 #include "heed/mpi/shard.hpp"

@@ -41,8 +41,8 @@ struct RingReport {
 namespace detail {
 
 /// Rows first .. first + count-1 of a tensor.
-template <class T>
-View<T, 4> row_range(View<T, 4> x, Index first, Index count) {
+template <class T, int Rank>
+View<T, Rank> row_range(View<T, Rank> x, Index first, Index count) {
   x.data += first * x.strides[2];
   x.shape[2] = count;
   return x;
@@ -54,10 +54,10 @@ View<T, 4> packed_view(T* data, const std::array<Index, 4>& shape) {
   return {data, shape, {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}};
 }
 
-template <class T>
-void copy_tensor(const View<const T, 4>& from, const View<T, 4>& to) {
+template <class From, class To>
+void copy_tensor(const View<const From, 4>& from, const View<To, 4>& to) {
   for_each_row(from.shape, [&](Index b, Index h, Index i) {
-    for (Index c = 0; c < from.shape[3]; ++c) to(b, h, i, c) = from(b, h, i, c);
+    for (Index c = 0; c < from.shape[3]; ++c) to(b, h, i, c) = static_cast<To>(from(b, h, i, c));
   });
 }
 
@@ -247,8 +247,14 @@ class RingCall {
       traffic.wait();
       after(round);
     }
+  }
+
+  /// Ends the call, on all ranks in one way or the other.
+  void settle(RingReport* to) {
+    agreement.settle();
     report.bytes_sent = traffic.bytes_sent();
     report.seconds_waited = traffic.seconds_waited();
+    if (to) *to = report;
   }
 
   /// body(n) for the chunks of a rank that make a step number `step`.

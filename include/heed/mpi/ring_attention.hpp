@@ -77,8 +77,7 @@ auto ring_forward(const char* function, bool with_log_sum_exp, const Q& q, const
     if (with_log_sum_exp) log_sum_exp = ring.local->wide_rows(pass.log_sum_exp);
     merged->finish(ring.local->wide(pass.output), log_sum_exp);
   });
-  ring.agreement.settle();
-  if (report) *report = ring.report;
+  ring.settle(report);
   return pass;
 }
 

@@ -52,18 +52,22 @@ class Traffic {
     arrived_ = done != 0 || code != MPI_SUCCESS;
   }
 
-  /// Returns when all of it has arrived.
-  void wait() {
+  /// Returns when all of it has arrived, the seconds that took.
+  double wait() {
+    double seconds = 0;
     if (!arrived_ && !requests_.empty()) {
       const double start = MPI_Wtime();
       const int code = MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE);
       if (error_ == MPI_SUCCESS) error_ = code;
-      waited_ += MPI_Wtime() - start;
+      seconds = MPI_Wtime() - start;
     }
     ranks_.check("a message", error_);
     requests_.clear();
     arrived_ = true;
+    count_waiting(seconds);
+    return seconds;
   }
+  void count_waiting(double seconds) { waited_ += seconds; }
 
   Index bytes_sent() const { return sent_; }
   double seconds_waited() const { return waited_; }
