@@ -8,3 +8,4 @@
 #include "heed/mpi/ring_attention.hpp"
 #include "heed/mpi/ring_attention_backward.hpp"
 #include "heed/mpi/shard.hpp"
+#include "heed/mpi/tree_decode.hpp"

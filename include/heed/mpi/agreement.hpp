@@ -1,6 +1,7 @@
 #pragma once
 
 #include <mpi.h>
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <exception>
@@ -57,7 +58,11 @@ class Agreement {
   void settle() const {
     int mine = static_cast<int>(error_ ? ranks_.rank() : ranks_.size()), first = 0;
     ranks_.check("MPI_Allreduce", MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, ranks_.get()));
-    if (first < ranks_.size()) raise(first);
+    settle(static_cast<Index>(first));
+  }
+  /// The same where all know already which rank is the lowest that has failed, if one has.
+  void settle(Index first) const {
+    if (first < ranks_.size()) raise(static_cast<int>(first));
   }
 
   /// The same, and throws std::invalid_argument on all ranks where the call's numbers differ.

@@ -1,13 +1,11 @@
 #pragma once
 
 #include <mpi.h>
+#include <algorithm>
 #include <cstddef>
-#include <cstdint>
-#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
