@@ -65,13 +65,13 @@ struct PlacedModifier : PlacedTensor<Modifier> {
 
   template <class T, class I>
   EIGEN_ALWAYS_INLINE T operator()(const T& score, Index b, Index h, const I& i, Index j) const {
-    using Real = RealIndex<Number>;
     const Modifier& whole = *this;
-    const Real key{j + place.key};
+    const auto real = [](Index n) { return RealIndex<Number>{n}; };
+    const auto key = real(j + place.key);
     if constexpr (is_lanes<I>) {
-      return T(whole(score, Real{b}, Real{h}, i + I(static_cast<Number>(place.query)), key));
+      return T(whole(score, real(b), real(h), i + I(static_cast<Number>(place.query)), key));
     } else {
-      return T(whole(score, Real{b}, Real{h}, Real{static_cast<Index>(i) + place.query}, key));
+      return T(whole(score, real(b), real(h), real(static_cast<Index>(i) + place.query), key));
     }
   }
   void add_gradient(const PairTile<Number>& tile, Number* partial) const {
