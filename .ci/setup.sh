@@ -3,6 +3,7 @@
 #
 #   heed_setup [GTest] [benchmark] [nlohmann_json]   installs what is missing of make, CMake, a C++20
 #                                    compiler, Eigen and the named libraries
+#   heed_wish_mpi                    installs MPI where that can be done, and says so where it cannot
 #   heed_build <what> <cmake arguments>...   builds <what> into $heed_build_dir; warnings are errors
 #                                            for the tests, and for all that CI builds
 #
@@ -82,6 +83,14 @@ heed_need() {
     heed_say "$1 is needed, and the installed package is not it" >&2
     exit 1
   fi
+}
+
+# What needs MPI is left out without it.
+heed_has_mpi() { command -v mpicxx >/dev/null && command -v mpiexec >/dev/null; }
+heed_wish_mpi() {
+  if heed_has_mpi; then return; fi
+  (heed_install libopenmpi-dev openmpi-devel open-mpi) || true
+  if ! heed_has_mpi; then heed_say "MPI could not be installed; what needs it is left out"; fi
 }
 
 heed_setup() {
