@@ -4,6 +4,7 @@
 #   heed_setup [GTest] [benchmark] [nlohmann_json]   installs what is missing of make, CMake, a C++20
 #                                    compiler, Eigen and the named libraries
 #   heed_wish_mpi                    installs MPI where that can be done, and says so where it cannot
+#   heed_mpirun <ranks> <program> <arguments>...   runs a program of MPI's
 #   heed_build <what> <cmake arguments>...   builds <what> into $heed_build_dir; warnings are errors
 #                                            for the tests, and for all that CI builds
 #
@@ -91,6 +92,22 @@ heed_wish_mpi() {
   if heed_has_mpi; then return; fi
   (heed_install libopenmpi-dev openmpi-devel open-mpi) || true
   if ! heed_has_mpi; then heed_say "MPI could not be installed; what needs it is left out"; fi
+}
+
+# heed_mpirun <ranks> <program> <arguments>... Open MPI is told that ranks may share cores and are not
+# bound to them, and that root may start them, if it is root; others do not look at these variables.
+heed_mpirun() {
+  local ranks="$1"
+  shift
+  (
+    export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
+    export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+    if [ "$(id -u)" -eq 0 ]; then
+      export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+      export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    fi
+    mpiexec -n "$ranks" "$@"
+  )
 }
 
 heed_setup() {

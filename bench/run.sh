@@ -16,11 +16,21 @@ if [ "${1:-}" = --against ]; then
   shift 2
 fi
 heed_setup benchmark
+heed_wish_mpi
 heed_build bench -DHEED_BUILD_BENCHMARKS=ON -DCMAKE_BUILD_TYPE=Release
 now="$heed_build_dir/bench/heed_bench"
 if [ -z "$before" ]; then
   heed_say "running the benchmarks"
-  exec "$now" "$@"
+  "$now" "$@"
+  if [ $# -eq 0 ] && [ -x "$heed_build_dir/bench/heed_ring_bench" ]; then
+    heed_say "ring attention on 2 ranks beside 2 threads"
+    for tokens in 8192 32768; do
+      for direction in forward backward; do
+        heed_mpirun 2 "$heed_build_dir/bench/heed_ring_bench" "$tokens" 5 "$direction"
+      done
+    done
+  fi
+  exit
 fi
 
 tree="$heed_root/build/against/$before"

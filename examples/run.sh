@@ -10,12 +10,20 @@ mkdir -p "$pictures"
 pictures="$(cd "$pictures" && pwd)"
 
 heed_setup nlohmann_json
+heed_wish_mpi
 heed_say "fetching pretrained models for the examples 11 to 13"
 bash "$heed_root/examples/models.sh"
 heed_build examples -DHEED_BUILD_EXAMPLES=ON
 cd "$heed_root/examples"
 for source in [0-9]*.cpp; do
   heed_say "$source"
-  "$heed_build_dir/examples/${source%.cpp}" "$pictures"
+  program="$heed_build_dir/examples/${source%.cpp}"
+  if [ "$source" != 14_long_sequence.cpp ]; then
+    "$program" "$pictures"
+  elif heed_has_mpi && [ -x "$program" ]; then
+    heed_mpirun 2 "$program" "$pictures"
+  else
+    heed_say "skipped, for want of MPI"
+  fi
 done
 heed_say "the pictures are in $pictures"
