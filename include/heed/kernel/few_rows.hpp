@@ -52,8 +52,7 @@ class FewRows {
     const A* left[length(Rows_)];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows_; ++r) left[r] = a[i + r];
-    // Few rows of b at a time, so that b, which is large, is read as one stream. Rows that end
-    // before the processor sees a stream are asked of the memory while those before are worked on.
+    // Few rows of b at a time, so that b, which is large, is read as one stream.
     constexpr int streams = std::min(Rows_ < 4 ? 2 : 4, Columns);
     static_assert(Columns % streams == 0);
     constexpr Index line = 64 / static_cast<Index>(sizeof(B));
@@ -78,14 +77,21 @@ class FewRows {
           for (int r = 0; r < Rows_; ++r) part[r][t] = fma(x[r], y, part[r][t]);
         }
       };
-      const bool ahead = i == 0 && streams * depth * static_cast<Index>(sizeof(B)) <=
-                                       static_cast<Index>(Eigen::l1CacheSize()) / 3;
-      const B* next = b[j + first + streams];
+      // Narrow numbers are read so fast that 16 lines on their way to the first-level cache, all
+      // that it waits for, do not keep the memory busy: they are asked into the second one, 64
+      // lines early. Others are asked while the rows before are worked on.
+      constexpr bool narrow = sizeof(B) < sizeof(Accumulator);
+      const bool ahead = i == 0 && (narrow ? b.stride == depth
+                                           : streams * depth * static_cast<Index>(sizeof(B)) <=
+                                                 static_cast<Index>(Eigen::l1CacheSize()) / 3);
+      const B* next = narrow ? right[0] + 64 * line : b[j + first + streams];
       Index d = 0;
       for (; d + L::size <= depth; d += L::size) {
         if (ahead) {
 #pragma GCC unroll 16
-          for (Index at = 0; at < streams * L::size; at += line) __builtin_prefetch(next + at);
+          for (Index at = 0; at < streams * L::size; at += line) {
+            __builtin_prefetch(next + at, 0, narrow ? 2 : 3);
+          }
           next += streams * L::size;
         }
         step([d](const auto* row)
