@@ -46,7 +46,7 @@ class MatrixProduct {
     // on: c is then seldom read again, as runs of depth are long, and few rows stay in the first
     // level. Otherwise it is a panel of b that stays there, and many rows share it.
     const bool deep = far >= (Index(1) << 20);
-    run_ = even_part(k, deep ? 512 : std::max<Index>(near * 3 / 4 / (lanes * size), 64), 1);
+    run_ = even_part(k, deep ? 1024 : std::max<Index>(near * 3 / 4 / (lanes * size), 64), 1);
     depth_ = std::max<Index>(4096 / run_, 1) * run_;
     // Sums of half precision would be rounded between runs of depth, so for them there is one.
     if (narrow) run_ = depth_ = k;
