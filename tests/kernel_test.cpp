@@ -170,6 +170,19 @@ TEST(Panels, CoverTheColumns) {
   EXPECT_EQ(seven[2].vectors, 2);
 }
 
+TEST(Panels, EvenOnesCoverTheColumns) {
+  // 9 vectors in panels of up to 4: 3 + 3 + 3; 10: 4 + 3 + 3.
+  const EvenPanels<float, 4> nine(9 * n), ten(9 * n + 1);
+  ASSERT_EQ(nine.count, 3);
+  EXPECT_EQ(nine[1].first, 3 * n);
+  EXPECT_EQ(nine[2].vectors, 3);
+  ASSERT_EQ(ten.count, 3);
+  EXPECT_EQ(ten[0].vectors, 4);
+  EXPECT_EQ(ten[1].first, 4 * n);
+  EXPECT_EQ(ten[2].first, 7 * n);
+  EXPECT_EQ(ten[2].vectors, 3);
+}
+
 TEST(Pack, LanesThereAndBack) {
   for (const Index count : {Index(1), n - 1, n, n + 1, 3 * n}) {
     for (const Index columns : {Index(1), n, n + 3}) {
