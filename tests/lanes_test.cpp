@@ -117,8 +117,17 @@ TYPED_TEST(LanesOf, SelectIgnoresWhatItDoesNotTake) {
     EXPECT_EQ(x, 5);
   for (const auto x : TestFixture::lanes(select(Vector(quiet) < Vector(1), Vector(1), Vector(5))))
     EXPECT_EQ(x, 5);
-  for (const auto x : TestFixture::lanes(max(Vector(5), Vector(quiet))))
-    EXPECT_EQ(x, 5) << "NaN in the second is passed over";
+}
+
+TYPED_TEST(LanesOf, LargerAndSmallerKeepTheirFirstBesideNaN) {
+  using Vector = typename TestFixture::L;
+  const Vector quiet(std::numeric_limits<TypeParam>::quiet_NaN());
+  for (const auto x : TestFixture::lanes(max(Vector(5), quiet))) EXPECT_EQ(x, 5);
+  for (const auto x : TestFixture::lanes(min(Vector(5), quiet))) EXPECT_EQ(x, 5);
+  for (const auto x : TestFixture::lanes(max(quiet, Vector(5)))) EXPECT_TRUE(std::isnan(x));
+  for (const auto x : TestFixture::lanes(min(quiet, Vector(5)))) EXPECT_TRUE(std::isnan(x));
+  for (const auto x : TestFixture::lanes(max(Vector(4), Vector(5)))) EXPECT_EQ(x, 5);
+  for (const auto x : TestFixture::lanes(min(Vector(4), Vector(5)))) EXPECT_EQ(x, 4);
 }
 
 TYPED_TEST(LanesOf, CountAndMultiplyAdd) {

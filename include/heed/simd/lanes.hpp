@@ -56,6 +56,25 @@ EIGEN_ALWAYS_INLINE __m256 packet_sqrt(__m256 a) { return _mm256_sqrt_ps(a); }
 EIGEN_ALWAYS_INLINE __m512 packet_sqrt(__m512 a) { return _mm512_sqrt_ps(a); }
 #endif
 
+/// The larger and the smaller number, a where b is NaN or both are: of the two operands x86 returns
+/// one, but ARM's instruction gives NaN for any.
+template <class Packet>
+EIGEN_ALWAYS_INLINE Packet packet_max(const Packet& a, const Packet& b) {
+#if EIGEN_ARCH_ARM64
+  return Eigen::internal::pselect(Eigen::internal::pcmp_lt(a, b), b, a);
+#else
+  return Eigen::internal::pmax(a, b);
+#endif
+}
+template <class Packet>
+EIGEN_ALWAYS_INLINE Packet packet_min(const Packet& a, const Packet& b) {
+#if EIGEN_ARCH_ARM64
+  return Eigen::internal::pselect(Eigen::internal::pcmp_lt(b, a), b, a);
+#else
+  return Eigen::internal::pmin(a, b);
+#endif
+}
+
 template <class Scalar>
 struct LaneMask;
 
@@ -113,8 +132,6 @@ struct Lanes {
     Packet result = packet;
 #if EIGEN_ARCH_i386_OR_x86_64 && defined(__SSE2__)
     __asm__("" : "+x"(result));
-#elif EIGEN_ARCH_ARM64
-    __asm__("" : "+w"(result));
 #endif
     return of(result);
   }
@@ -159,10 +176,10 @@ struct Lanes {
   }
   /// A NaN in a stays; one in b is passed over.
   EIGEN_ALWAYS_INLINE friend Lanes max(Lanes a, Lanes b) {
-    return of(Eigen::internal::pmax(a.packet, b.packet));
+    return of(packet_max(a.packet, b.packet));
   }
   EIGEN_ALWAYS_INLINE friend Lanes min(Lanes a, Lanes b) {
-    return of(Eigen::internal::pmin(a.packet, b.packet));
+    return of(packet_min(a.packet, b.packet));
   }
   EIGEN_ALWAYS_INLINE friend Lanes abs(Lanes a) { return of(Eigen::internal::pabs(a.packet)); }
   EIGEN_ALWAYS_INLINE friend Lanes sqrt(Lanes a) { return of(packet_sqrt(a.packet)); }
@@ -240,9 +257,13 @@ inline constexpr bool fused_multiply_add = true;
 #endif
 
 /// How many vectors of results a register tile may hold beside its operands: with 16 registers 12
-/// accumulators, 3 shared vectors and one broadcast; with 32 registers 24 accumulators. Without a
+/// accumulators, 3 shared vectors and one broadcast; with 32 registers 24 accumulators. ARM
+/// multiplies by one lane of a register instead of reading a broadcast from memory, and these
+/// registers are loaded ahead: beside 24 accumulators some are spilled, beside 18 none. Without a
 /// fused multiply-add a product takes a register of its own, and 9 are left.
-inline constexpr int accumulator_registers =
-    !fused_multiply_add ? 9 : (EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 ? 24 : 12);
+inline constexpr int accumulator_registers = !fused_multiply_add                            ? 9
+                                             : EIGEN_ARCH_ARM64                             ? 18
+                                             : EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 ? 24
+                                                                                            : 12;
 
 }  // namespace heed::detail
