@@ -22,7 +22,7 @@
 namespace heed::detail {
 
 /// Where a chunk of the queries and one of the keys begin, and what they have.
-struct Place {
+struct PartsPlace {
   Index query = 0, key = 0, queries = 0, keys = 0;
 };
 
@@ -30,14 +30,14 @@ struct Place {
 template <class Modifier, bool adds = modifier_traits<Modifier>.adds_tensor>
 struct PlacedTensor : Modifier {
   explicit PlacedTensor(Modifier&& m) : Modifier(std::move(m)) {}
-  void turn(const Place&) {}
+  void turn(const PartsPlace&) {}
 };
 template <class Modifier>
 struct PlacedTensor<Modifier, true> : Modifier {
   decltype(Modifier::added) added{};
 
   explicit PlacedTensor(Modifier&& m) : Modifier(std::move(m)) {}
-  void turn(const Place& to) {
+  void turn(const PartsPlace& to) {
     added = Modifier::added;
     added.data += to.query * added.strides[2] + to.key * added.strides[3];
     added.shape[2] = to.queries;
@@ -55,10 +55,10 @@ struct PlacedModifier : PlacedTensor<Modifier> {
     result.is_sink = false;
     return result;
   }();
-  Place place;
+  PartsPlace place;
 
   explicit PlacedModifier(Modifier&& m) : PlacedTensor<Modifier>(std::move(m)) {}
-  void turn(const Place& to) {
+  void turn(const PartsPlace& to) {
     place = to;
     PlacedTensor<Modifier>::turn(to);
   }
@@ -105,11 +105,11 @@ struct PlacedMask {
   using Set = KeySetOf<Bound>;
   static constexpr MaskTraits traits = mask_traits<Bound>;
   Bound whole;
-  Place place;
+  PartsPlace place;
   Index heads;
   std::vector<Set> rows;  // [batch][head][query]; none of a mask that hides nothing
 
-  PlacedMask(Bound&& mask, const Problem& problem, const Place& at)
+  PlacedMask(Bound&& mask, const Problem& problem, const PartsPlace& at)
       : whole(std::move(mask)), place(at), heads(problem.heads) {
     if constexpr (!traits.hides_nothing) {
       rows.reserve(static_cast<std::size_t>(problem.batch * heads * place.queries));
@@ -172,7 +172,7 @@ struct ChunkPolicies {
   std::vector<char> seen;  // which chunks of keys a query may see
 
   /// `whole`: of all queries and keys, with the shift of the chunk's rows.
-  ChunkPolicies(const S& score, const M& of_call, const Problem& whole, const Place& place,
+  ChunkPolicies(const S& score, const M& of_call, const Problem& whole, const PartsPlace& place,
                 const Chunks& keys)
       : definition(placed<Number>(bind_score<Number, NaturalUnit>(score, whole))),
         mask(bind_mask(of_call, whole), whole, place),

@@ -181,7 +181,7 @@ class RingCall {
         const Index first = queries.first(queries.number(ranks.rank(), n));
         Problem of_chunk = whole;
         of_chunk.row_shift = first - n * queries.rows;
-        policies.emplace_back(score, mask, of_chunk, Place{first, 0, queries.rows, keys.rows},
+        policies.emplace_back(score, mask, of_chunk, PartsPlace{first, 0, queries.rows, keys.rows},
                               keys);
       }
       part = p;
