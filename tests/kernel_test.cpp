@@ -7,7 +7,6 @@
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
-#include "heed/kernel/score_rows.hpp"
 #include "heed/kernel/softmax_row.hpp"
 #include "heed/simd/convert.hpp"
 #include "heed/simd/select.hpp"
@@ -361,14 +360,13 @@ TEST(FewQueries, ScoresAreDotProducts) {
     Ahead ahead;
     score_keys(Dot(), query.data(), rows, keys, width, ahead, scores.data());
     // The same query in every lane of a block, times the number of its lane.
-    std::vector<float> panel(at(width * n)), block(at(keys * n)), largest(at(n), -1e9F);
+    std::vector<float> panel(at(width * n)), block(at(keys * n)), largest(at(n));
     for (Index c = 0; c < width; ++c) {
       for (Index lane = 0; lane < n; ++lane) {
         panel[at(c * n + lane)] = query[at(c)] * static_cast<float>(lane);
       }
     }
-    score_rows<tile_rows<1>, 1>(Dot(), panel.data(), Rows<float>{key.data(), width}, 0, keys, width,
-                                block.data(), largest.data());
+    score_block(Dot(), panel.data(), rows, keys, width, ahead, block.data(), largest.data());
     float most = -1e9F;
     for (Index j = 0; j < keys; ++j) {
       float sum = 0;

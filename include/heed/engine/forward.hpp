@@ -352,8 +352,7 @@ class Forward {
                   OnlineSoftmax<Number, Vectors, Unit>& softmax) const {
     const Index width = problem_.value_dim;
     const auto output = slab(call_.output.output, tile.batch, tile.head);
-    if (!in_rows || tile.keys > few_keys || width % L::size != 0 || output.column_stride != 1)
-      return false;
+    if (!in_rows || tile.keys > few_keys || width % L::size != 0) return false;
     const auto read =
         rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
     if (coverage == Coverage::partial && !edges_finite(read, tile.keys, mask)) return false;

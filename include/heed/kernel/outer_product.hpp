@@ -134,6 +134,16 @@ EIGEN_DONT_INLINE void add_product_of_runs(const Scalar* panel, const Rows<Scala
   });
 }
 
+/// The lanes, `stride` apart.
+template <class Accumulator, class Scalar>
+EIGEN_DONT_INLINE void store_apart(const Lanes<Accumulator>& x, Scalar* to, Index stride) {
+  Accumulator numbers[length(Lanes<Accumulator>::size)];
+  x.store(numbers);
+  for (Index lane = 0; lane < Lanes<Accumulator>::size; ++lane) {
+    to[lane * stride] = static_cast<Scalar>(numbers[lane]);
+  }
+}
+
 /// x(first + i, c) = sum over j < keys of weights[j][i] * values[j][c], for i < count and c <
 /// width, a multiple of L::size: rows of results, which need not be turned. `weights` has `lanes`
 /// numbers for each key. Returns zeros, or NaN where a result is NaN or infinite.
@@ -179,7 +189,11 @@ Lanes<Accumulator> weighted_rows(const Accumulator* weights, Index lanes, Index 
 #pragma GCC unroll 16
               for (int v = 0; v < Vectors; ++v) {
                 zero[v % 2] = fma(sum[r][v], L(0), zero[v % 2]);
-                store_narrowed(sum[r][v], to + v * L::size);
+                if (x.column_stride == 1) {
+                  store_narrowed(sum[r][v], to + v * L::size);
+                } else {
+                  store_apart(sum[r][v], to + v * L::size * x.column_stride, x.column_stride);
+                }
               }
             }
           });
