@@ -95,6 +95,20 @@ TEST(Cache, ScoresAndModifiersGoByPosition) {
   }
 }
 
+// Query 0 and keys 0 and 1 have scores 0 and log 2 by alibi; a logit of log 1.5 joins them: weights
+// 1/4.5 and 2/4.5 of values 6 and 12 give 30/4.5.
+TEST(Cache, ASinkStaysOneBesideAModifierThatGoesByPosition) {
+  KeyValueCache<double> cache({.kv_heads = 1, .key_dim = 1, .value_dim = 1, .capacity = 2});
+  Tensor<double, 4> k(1, 1, 2, 1), v(1, 1, 2, 1), q(1, 1, 1, 1);
+  k.setZero();
+  q.setZero();
+  v.setValues({{{{6}, {12}}}});
+  cache.append(k, v);
+  const auto out =
+      attention(q, cache, dot_product() | alibi({std::log(2.)}) | sink({std::log(1.5)}));
+  EXPECT_NEAR(out(0), 30 / 4.5, 1e-12);
+}
+
 TEST(Cache, NumbersOfEveryType) {
   const Sizes sizes;
   const Sequence s(sizes, 70);

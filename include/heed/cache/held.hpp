@@ -124,9 +124,16 @@ class HeldMask {
 template <class Number, class Modifier, class Mask>
 struct ByPosition {
   static constexpr ModifierTraits traits{.vectorised = modifier_traits<Modifier>.vectorised,
-                                         .effect = modifier_traits<Modifier>.effect};
+                                         .effect = modifier_traits<Modifier>.effect,
+                                         .is_sink = modifier_traits<Modifier>.is_sink};
   const Modifier& modifier;
   const Mask& mask;
+
+  Number logit(Index head) const
+    requires(modifier_traits<Modifier>.is_sink)
+  {
+    return modifier.logit(head);
+  }
 
   template <class T>
   EIGEN_ALWAYS_INLINE T operator()(const T& score, Index b, Index h, const auto& i, Index j) const {
