@@ -16,6 +16,7 @@
 #include "heed/engine/tile/rows.hpp"
 #include "heed/engine/tile/score.hpp"
 #include "heed/engine/tile/score_additive.hpp"
+#include "heed/kernel/older_sums.hpp"
 #include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/outer_product.hpp"
 #include "heed/kernel/pack.hpp"
@@ -169,7 +170,7 @@ class Forward {
       if (coverage == Coverage::empty) continue;
 
       if (tiles == most_tiles) {
-        join<Vectors>(space.older, space.output, softmax.sum, joined);
+        join_sums<Vectors>(space.older, space.output, softmax.sum, problem_.value_dim, joined);
         std::fill(softmax.sum, softmax.sum + lanes, Number(0));
         joined = true;
         tiles = 0;
@@ -197,48 +198,19 @@ class Forward {
           write_rows(space, tile, kv_head, coverage, mask, softmax)) {
         return;
       }
-      if (joined) fade_older<Vectors>(space.older, softmax.correction);
+      if (joined) fade_sums<Vectors>(space.older, softmax.correction);
       add_values<Vectors>(space, tile, kv_head, coverage, mask,
                           tiles > 0 ? softmax.correction : nullptr);
       ++tiles;
     }
     if (tiles == 0) std::fill(space.output, space.output + problem_.value_dim * lanes, Number(0));
     if (joined) {
-      join<Vectors>(space.older, space.output, softmax.sum, true);
+      join_sums<Vectors>(space.older, space.output, softmax.sum, problem_.value_dim, true);
       const Number* sums = space.older + 2 * lanes;
       std::copy(sums - lanes, sums, softmax.sum);
       std::copy(sums, sums + problem_.value_dim * lanes, space.output);
     }
     finish<Vectors>(space, softmax, batch, head, first, count);
-  }
-
-  /// older = factor * older + output, and likewise the sums of weights, after which the factor
-  /// is 1. Laid out as [factor, sum of weights, output...][lane].
-  template <int Vectors>
-  EIGEN_DONT_INLINE void join(Number* older, const Number* output, const Number* sum,
-                              bool joined) const {
-    constexpr Index lanes = Vectors * L::size;
-    const auto add = [&](Number* to, const Number* from) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-      for (Index lane = 0; lane < lanes; lane += L::size) {
-        const L x = L::load(from + lane);
-        (joined ? fma(L::load(to + lane), L::load(older + lane), x) : x).store(to + lane);
-      }
-    };
-    add(older + lanes, sum);
-    for (Index c = 0; c < problem_.value_dim; ++c) {
-      add(older + (2 + c) * lanes, output + c * lanes);
-    }
-    std::fill(older, older + lanes, Number(1));
-  }
-
-  /// The largest score of some lanes may have changed.
-  template <int Vectors>
-  EIGEN_ALWAYS_INLINE static void fade_older(Number* factor, const Number* correction) {
-#pragma GCC unroll 16
-    for (Index lane = 0; lane < Vectors * L::size; lane += L::size) {
-      (L::load(factor + lane) * L::load(correction + lane)).store(factor + lane);
-    }
   }
 
   /// Scores of a tile, hidden ones -infinity, and the largest of each lane. The largest of keys

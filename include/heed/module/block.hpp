@@ -28,20 +28,6 @@
 
 namespace heed {
 
-namespace detail {
-
-/// f(parameter) for all parameters below a module.
-template <class T>
-void each_parameter(const T& module, const auto& f) {
-  if constexpr (HasMembers<const T>) {
-    T::members([&f](std::string_view, const auto& member) { each_parameter(member, f); }, module);
-  } else {
-    f(module);
-  }
-}
-
-}  // namespace detail
-
 /// A layer of a transformer: attention and then an Mlp, each added to what it reads. With the norm
 /// first a branch f makes x + scale f(norm(x)) of x, with the norm last norm(x + scale f(x)).
 template <class Scalar>

@@ -14,6 +14,7 @@
 #include "heed/module/initialiser.hpp"
 #include "heed/module/linear.hpp"
 #include "heed/module/multi_head_config.hpp"
+#include "heed/module/multi_head_pass.hpp"
 #include "heed/module/pass.hpp"
 #include "heed/module/token_cache.hpp"
 #include "heed/operator/attention.hpp"
@@ -30,20 +31,6 @@ namespace heed {
 
 template <class Scalar>
 struct TransformerBlock;
-
-/// What a pass through MultiHeadAttention gives, of the number type of the query; all but the
-/// output is what backward needs.
-template <class Scalar, class Q, class K, class V, class M>
-struct MultiHeadPass {
-  ModuleInputs<Q, K, V, M> inputs;
-  detail::ResultLike<Scalar, Q> output;
-  Tensor<Scalar, 3> query, key, value;               ///< as they meet, (batch, seq, heads * dim)
-  Tensor<Scalar, 3> projected_query, projected_key;  ///< before qk_norm; without it, empty
-  Tensor<Scalar, 3> context;  ///< (batch, queries, heads * dim), before the last projection
-  Tensor<detail::Accumulator<Scalar>, 3> log_sum_exp;  ///< (batch, heads, queries)
-
-  explicit MultiHeadPass(ModuleInputs<Q, K, V, M> given) : inputs(std::move(given)) {}
-};
 
 /// Heads of scaled dot-product attention side by side, each on its own projection of the input
 /// (Vaswani et al., 2017), with fewer key/value heads if wanted (Ainslie et al., "GQA", 2023). A

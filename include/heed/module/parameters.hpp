@@ -52,6 +52,16 @@ void walk_parameters(std::string& path, const F& f, First& first, Same&... same)
   }
 }
 
+/// f(parameter) for all parameters below a module.
+template <class T>
+void each_parameter(const T& module, const auto& f) {
+  if constexpr (HasMembers<const T>) {
+    T::members([&f](std::string_view, const auto& member) { each_parameter(member, f); }, module);
+  } else {
+    f(module);
+  }
+}
+
 }  // namespace detail
 
 /// What has parameters: a type that names its members, once, for any number of modules of its type
