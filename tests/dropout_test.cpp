@@ -50,6 +50,26 @@ TEST(Dropout, IsTheSameOnEveryPlatform) {
             "110101110111110000000101");
 }
 
+// A query of NaN has weights of NaN, which are so whether they are dropped or kept.
+TEST(Dropout, HidesNoNaNOfAQuery) {
+  Matrix<float> q = Matrix<float>::Constant(3, 4, 1), k = Matrix<float>::Constant(2, 4, 1),
+                v = Matrix<float>::Constant(2, 4, 1);
+  q.row(1).setConstant(std::numeric_limits<float>::quiet_NaN());
+  int all_dropped = 0;
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    const AttentionOptions options{.dropout = .75, .seed = seed};
+    all_dropped += !kept(seed, {0, 0, 1, 0}, .75) && !kept(seed, {0, 0, 1, 1}, .75);
+    const auto score = scaled_dot_product();
+    for (const Matrix<float>& out :
+         {attention(q, k, v, score, no_mask(), options),
+          attention_with_weights(q, k, v, score, no_mask(), options).output}) {
+      EXPECT_TRUE(out.row(1).array().isNaN().all()) << seed;
+      EXPECT_TRUE(out.row(0).array().isFinite().all() && out.row(2).array().isFinite().all());
+    }
+  }
+  EXPECT_GT(all_dropped, 5);  // of 20, at (3/4)^2 each
+}
+
 TEST(Dropout, FollowsTheFormula) {
   for (const Sizes& sizes : sweep()) {
     const Inputs in(sizes);

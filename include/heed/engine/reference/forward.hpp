@@ -112,7 +112,7 @@ class ReferenceRow {
           if (to.weights.data) store(to.weights(b, h, i, j), weight);
           const Number kept = !call_.dropout.active()           ? weight
                               : call_.dropout.keeps(counter, j) ? Number(weight * scale)
-                                                                : zero;
+                                                                : Number(weight * zero);
           const auto value = call_.values.run(b, kv, j, 1);
           for (Index c = 0; c < problem.value_dim; ++c) {
             part_[at(c)] += kept * value.template at<Number>(0, c);
