@@ -327,16 +327,24 @@ class Forward {
     if (!in_rows || tile.keys > few_keys || width % L::size != 0) return false;
     const auto read =
         rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
-    if (coverage == Coverage::partial && !edges_finite(read, tile.keys, mask)) return false;
+    const bool finite = coverage != Coverage::partial || edges_finite(read, tile.keys, mask);
+    const Rows<Number> values = finite ? read : finite_rows(space, read, tile.keys);
     alignas(64) Number factor[length(Vectors * L::size)];
     L zero = output_factors(softmax, tile.head, factor);
+    // Who sees a row that is not finite is computed again by the definition.
+    for (Index j = 0; j < tile.keys && !finite; ++j) {
+      if (all_finite(read[j], width)) continue;
+      for (Index lane = 0; lane < tile.lanes; ++lane) {
+        if (sees(mask, j, lane)) factor[lane] = std::numeric_limits<Number>::quiet_NaN();
+      }
+    }
     for (int v = 0; v < Vectors; ++v) {
       const L each = L::load(factor + v * L::size);
       const Index keys = mask.stair(v), first = v * L::size;
       for (Index j = 0; j < keys; ++j) (L::load(tile.at(j, v)) * each).store(tile.at(j, v));
       zero +=
           weighted_rows(tile.scores + first, tile.lanes, std::min(L::size, tile.queries - first),
-                        keys, read, width, output, tile.query + first);
+                        keys, values, width, output, tile.query + first);
     }
     write_log_sum_exp(softmax, tile.batch, tile.head, tile.query, tile.queries);
     if (!(sum_of_lanes(zero) == 0)) {
@@ -356,6 +364,20 @@ class Forward {
     const Index width = problem_.value_dim, begin = mask.clear_begin(), end = mask.clear_end();
     return all_finite(read, begin, width) &&
            all_finite(Rows<Number>{read[end], read.stride}, keys - end, width);
+  }
+
+  /// Values of a tile in which rows that are not finite are zeros.
+  Rows<Number> finite_rows(Workspace& space, const Rows<Number>& read, Index keys) const {
+    const Index width = problem_.value_dim;
+    for (Index j = 0; j < keys; ++j) {
+      const bool keep = all_finite(read[j], width);
+      for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
+    }
+    return {space.safe_values, width};
+  }
+
+  static bool sees(const auto& mask, Index j, Index lane) {
+    return (mask.clear_begin() <= j && j < mask.clear_end()) || mask.visible_to(j, lane);
   }
 
   /// What sums of values are multiplied by, for each lane, once the sinks have joined the softmax.
@@ -405,19 +427,14 @@ class Forward {
                                             mask.for_each_stair(0, tile.keys, body);
                                           });
     }
-    for (Index j = 0; j < tile.keys; ++j) {
-      const bool keep = all_finite(read[j], width);
-      for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
-    }
     add_product_of_runs<Vectors>(
-        space.scores, Rows<Number>{space.safe_values, width}, width, correction, space.output,
+        space.scores, finite_rows(space, read, tile.keys), width, correction, space.output,
         [&](const auto& body)
             __attribute__((always_inline)) { mask.for_each_stair(0, tile.keys, body); });
     for (Index j = 0; j < tile.keys; ++j) {
       if (all_finite(read[j], width)) continue;
       for (Index lane = 0; lane < tile.lanes; ++lane) {
-        const bool edge = j < mask.clear_begin() || j >= mask.clear_end();
-        if (edge && !mask.visible_to(j, lane)) continue;
+        if (!sees(mask, j, lane)) continue;
         const Number weight = tile.scores[j * tile.lanes + lane];
         for (Index c = 0; c < width; ++c) {
           space.output[c * tile.lanes + lane] += weight * read[j][c];
