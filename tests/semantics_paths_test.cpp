@@ -210,33 +210,36 @@ void expect_reach(const Call& call, const Result& before, const Result& after, b
   EXPECT_EQ(wrong_rows, 0) << "NaN at " << places[0];
 }
 
-// Of causal attention: a NaN in the value of key j changes no query before j, and every later one.
-TEST(Paths, NaNReachesTheQueriesThatSeeItAndNoOthers) {
-  for_each_call([](const Call& call) {
-    for_each_way(call, [&](const Way& way, const Result& before) {
-      const Index keys = call.keys();
-      for (const std::vector<Index>& places :
-           {std::vector<Index>{keys - 45}, {keys - 30, keys - 7}}) {
-        for (const char* what : {"key", "value", "bias"}) {
-          SCOPED_TRACE(what);
-          Call dirty = call;
-          const Index features = dirty.value.dimension(3);
-          for_each_index({batch, heads, static_cast<Index>(places.size()), 1},
-                         [&](Index b, Index h, Index n, Index) {
-                           const Index j = places[static_cast<std::size_t>(n)];
-                           if (*what == 'k') dirty.key(b, h / 2, j, 3) = nan;
-                           for (Index c = 0; c < features && *what == 'v'; ++c) {
-                             dirty.value(b, h / 2, j, c) = nan;
-                           }
-                           for (Index i = 0; i < queries && *what == 'b'; ++i) {
-                             dirty.added(b, h, i, j) = nan;
-                           }
-                         });
-          expect_reach(call, before, way.run(dirty, {}), *what == 'v', places);
-        }
+void expect_reach(const Call& call) {
+  for_each_way(call, [&](const Way& way, const Result& before) {
+    const Index keys = call.keys(), features = call.value.dimension(3);
+    for (const std::vector<Index>& places :
+         {std::vector<Index>{keys - 45}, {keys - 30, keys - 7}}) {
+      for (const char* what : {"key", "value", "bias"}) {
+        SCOPED_TRACE(what);
+        Call dirty = call;
+        for_each_index({batch, heads, static_cast<Index>(places.size()), 1},
+                       [&](Index b, Index h, Index n, Index) {
+                         const Index j = places[static_cast<std::size_t>(n)];
+                         if (*what == 'k') dirty.key(b, h / 2, j, 3) = nan;
+                         for (Index c = 0; c < features && *what == 'v'; ++c) {
+                           dirty.value(b, h / 2, j, c) = nan;
+                         }
+                         for (Index i = 0; i < call.count() && *what == 'b'; ++i) {
+                           dirty.added(b, h, i, j) = nan;
+                         }
+                       });
+        expect_reach(call, before, way.run(dirty, {}), *what == 'v', places);
       }
-    });
+    }
   });
+}
+
+// Of causal attention: a NaN in the value of key j changes no query before j, and every later one.
+// The last one has several runs of keys in decoding.
+TEST(Paths, NaNReachesTheQueriesThatSeeItAndNoOthers) {
+  for_each_call([](const Call& call) { expect_reach(call); });
+  expect_reach(Call(2100, 16, 1));
 }
 
 TEST(Paths, WhatIsHiddenNeverMatters) {
@@ -316,6 +319,28 @@ TEST(Paths, DropoutComesAfterTheSoftmax) {
           options);
     }
   }
+}
+
+// Lambdas that take indices as they are run on numbers, one score at a time.
+TEST(Paths, ModifiersOfSingleScoresKeepTheirOrder) {
+  const Call call(130, 16);
+  const auto q = make<float, 4>(call.query), k = make<float, 4>(call.key),
+             v = make<float, 4>(call.value);
+  const auto score = dot_product() | score_mod([](auto s, Index, Index h, Index, Index j) {
+                       return s + static_cast<float>((h + j) % 5);
+                     }) |
+                     softcap(2);
+  const auto exact = attend<double>(
+      call.query, call.key, call.value,
+      [](const auto& p) {
+        return 2 * std::tanh((dot()(p) + static_cast<double>((p.h + p.j) % 5)) / 2);
+      },
+      everything(), [](auto...) { return 1.; });
+  const double bound = 32 * epsilon<float>();
+  EXPECT_TRUE(near(reference(attention(q, k, v, score)), exact.output, bound));
+  EXPECT_TRUE(near(reference(attention_with_weights(q, k, v, score).output), exact.output, bound));
+  const auto few = make<float, 4>(rows(call.query, 0, 3));
+  EXPECT_TRUE(near(reference(attention(few, k, v, score)), rows(exact.output, 0, 3), bound));
 }
 
 TEST(Paths, ThreadsChangeNoBit) {
