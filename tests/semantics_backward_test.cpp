@@ -281,7 +281,8 @@ Gradients backward_of(const Call& c, const Score& score) {
   return {reference(g.query), reference(g.key), reference(g.value), {}};
 }
 
-/// Minus the distance, whose slope is infinite where query and key are one.
+/// Less far is less alike than far enough, and the query itself is nothing: the slope there is
+/// infinite.
 struct Distance : ScorePolicy {
   template <class Number>
   struct Bound {
@@ -292,8 +293,7 @@ struct Distance : ScorePolicy {
     }
     template <class T>
     T finish(const T& sum) const {
-      using std::sqrt;
-      return -sqrt(sum);
+      return -sum - T(1) / sum;
     }
   };
   template <class Number>
@@ -358,30 +358,31 @@ struct Plain : ScorePolicy {
 };
 
 /// One key has all the weight: dV = sum over queries of dO, large at both ends and small between,
-/// where a sum held in Scalar from block to block would lose count of it.
+/// where a sum held in Scalar from block to block would lose count of it. So many heads are not
+/// split any further.
 template <class Scalar>
-void expect_long_sums() {
+void expect_long_sums(double small) {
   constexpr Index n = 3000;
-  const Reference q = constant({1, 1, n, 16}, 0), k = constant({1, 1, 1, 16}, 0),
-                  v = constant({1, 1, 1, 16}, 1);
-  const Reference g = rounded<Scalar>(generate({1, 1, n, 16}, [](Index, Index, Index i, Index) {
-    return i < 100 || i >= n - 100 ? 8 : .0125;
+  const auto query = make<Scalar, 4>(constant({1, 8, n, 16}, 0)),
+             key = make<Scalar, 4>(constant({1, 8, 1, 16}, 0)),
+             value = make<Scalar, 4>(constant({1, 8, 1, 16}, 1));
+  const Reference g = rounded<Scalar>(generate({1, 8, n, 16}, [&](Index, Index, Index i, Index) {
+    return i < 100 || i >= n - 100 ? 8 : small;
   }));
   double sum = 0;
-  for (Index i = 0; i < n; ++i) sum += g(0, 0, i, 3);
+  for (Index i = 0; i < n; ++i) sum += g(0, 7, i, 3);
   const auto check = [&](const auto& score) {
-    const auto query = make<Scalar, 2>(q), key = make<Scalar, 2>(k), value = make<Scalar, 2>(v);
     const auto pass = attention_forward(query, key, value, score);
-    const auto gradients = attention_backward(query, key, value, pass, make<Scalar, 2>(g), score);
-    const double error = std::abs(number(gradients.value(0, 3)) - sum);
-    EXPECT_TRUE(error <= epsilon<Scalar>() / 2 * 2048 + .01) << error;  // rounded once
+    const auto gradients = attention_backward(query, key, value, pass, make<Scalar, 4>(g), score);
+    const double error = std::abs(number(gradients.value(0, 7, 0, 3)) - sum);
+    EXPECT_TRUE(error <= epsilon<Scalar>() / 2 * 1024 + .01) << error;  // rounded once
   };
   check(dot_product());
   check(Plain());
 }
 TEST(BackwardPaths, NarrowNumbersAreSummedUpInFloat) {
-  expect_long_sums<Eigen::half>();
-  expect_long_sums<Eigen::bfloat16>();
+  expect_long_sums<Eigen::half>(.001);      // of 192 queries .19, below half a step at 800, .25
+  expect_long_sums<Eigen::bfloat16>(.008);  // 1.5, below 2
 }
 
 }  // namespace
