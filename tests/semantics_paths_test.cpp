@@ -210,27 +210,23 @@ void expect_reach(const Call& call, const Result& before, const Result& after, b
   EXPECT_EQ(wrong_rows, 0) << "NaN at " << places[0];
 }
 
+/// NaN in two keys: one that a window has left behind for some queries, one that most do not see
+/// yet.
 void expect_reach(const Call& call) {
+  const std::vector<Index> places = {call.keys() - 45, call.keys() - 7};
   for_each_way(call, [&](const Way& way, const Result& before) {
-    const Index keys = call.keys(), features = call.value.dimension(3);
-    for (const std::vector<Index>& places :
-         {std::vector<Index>{keys - 45}, {keys - 30, keys - 7}}) {
-      for (const char* what : {"key", "value", "bias"}) {
-        SCOPED_TRACE(what);
-        Call dirty = call;
-        for_each_index({batch, heads, static_cast<Index>(places.size()), 1},
-                       [&](Index b, Index h, Index n, Index) {
-                         const Index j = places[static_cast<std::size_t>(n)];
-                         if (*what == 'k') dirty.key(b, h / 2, j, 3) = nan;
-                         for (Index c = 0; c < features && *what == 'v'; ++c) {
-                           dirty.value(b, h / 2, j, c) = nan;
-                         }
-                         for (Index i = 0; i < call.count() && *what == 'b'; ++i) {
-                           dirty.added(b, h, i, j) = nan;
-                         }
-                       });
-        expect_reach(call, before, way.run(dirty, {}), *what == 'v', places);
-      }
+    for (const char* what : {"key", "value", "bias"}) {
+      SCOPED_TRACE(what);
+      Call dirty = call;
+      for_each_index({batch, heads, 2, 1}, [&](Index b, Index h, Index n, Index) {
+        const Index j = places[static_cast<std::size_t>(n)];
+        if (*what == 'k') dirty.key(b, h / 2, j, 3) = nan;
+        for (Index c = 0; c < call.value.dimension(3) && *what == 'v'; ++c) {
+          dirty.value(b, h / 2, j, c) = nan;
+        }
+        for (Index i = 0; i < call.count() && *what == 'b'; ++i) dirty.added(b, h, i, j) = nan;
+      });
+      expect_reach(call, before, way.run(dirty, {}), *what == 'v', places);
     }
   });
 }
@@ -240,6 +236,22 @@ void expect_reach(const Call& call) {
 TEST(Paths, NaNReachesTheQueriesThatSeeItAndNoOthers) {
   for_each_call([](const Call& call) { expect_reach(call); });
   expect_reach(Call(2100, 16, 1));
+}
+
+TEST(Paths, AQueryOfNaNIsNaNAlone) {
+  for_each_call([](const Call& call) {
+    Call dirty = call;
+    dirty.query(0, 2, 8, 3) = nan;
+    for_each_way(call, [&](const Way& way, const Result& before) {
+      const Result after = way.run(dirty, {});
+      Index wrong = 0;
+      for_each_index(after.output.dimensions(), [&](Index b, Index h, Index i, Index c) {
+        const double x = after.output(b, h, i, c);
+        wrong += b == 0 && h == 2 && i == 8 ? !std::isnan(x) : !(x == before.output(b, h, i, c));
+      });
+      EXPECT_EQ(wrong, 0);
+    });
+  });
 }
 
 TEST(Paths, WhatIsHiddenNeverMatters) {
