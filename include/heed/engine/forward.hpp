@@ -194,7 +194,7 @@ class Forward {
         softmax.absorb(space.scores, keys, largest);
       }
       if (call_.dropout.active()) drop(tile);
-      if (tiles == 0 && k + keys >= mask.end() &&
+      if (tiles == 0 && !joined && k + keys >= mask.end() &&
           write_rows(space, tile, kv_head, coverage, mask, softmax)) {
         return;
       }
