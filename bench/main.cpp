@@ -189,7 +189,8 @@ class TableReporter : public benchmark::BenchmarkReporter {
         << "time       best of at least " << rounds() << " rounds ("
         << (processor_time() ? "processor time" : "wall clock")
         << "), +median: how much longer the median round took; one thread unless named\n"
-        << "peak       FLOP/s over the best FMA peak of the same rounds; goal: 'ok' or 'MISSED'\n\n"
+        << "peak       FLOP/s over the best FMA peak of the same rounds; goal: 'ok' or 'MISSED'\n"
+        << "error      the largest error against double over the largest result\n\n"
         << line({"benchmark", "time", "+median", "GFLOP/s", "peak", "Eigen", "over it", "OpenBLAS",
                  "over it", "error", "goal"})
         << std::flush;
