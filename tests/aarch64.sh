@@ -50,8 +50,8 @@ fi
 failed=()
 for name in "${tests[@]}"; do
   heed_say "$name"
-  if ! "${compiler[@]}" "${flags[@]}" "$heed_root/tests/$name.cpp" "$build/gtest.o" -static -pthread \
-    -o "$build/$name" || ! qemu-aarch64 "$build/$name" --gtest_brief=1; then
+  if ! "${compiler[@]}" "${flags[@]}" "$heed_root/tests/$name.cpp" "$build/gtest.o" -pthread \
+    -o "$build/$name" || ! qemu-aarch64 -L /usr/aarch64-linux-gnu "$build/$name" --gtest_brief=1; then
     failed+=("$name")
   fi
 done

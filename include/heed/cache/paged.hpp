@@ -298,10 +298,9 @@ class PagedKeyValueCache {
       // Within pages_for(n) + 1; what is far too much does not add up to an overflow.
       needed += pages_for(lengths_[at(b)] + n) - pages_for(lengths_[at(b)]);
       if (needed > free) {
-        throw std::length_error(
-            "heed::append: " + std::to_string(n) + " tokens (axis 2) need more pages of " +
-            std::to_string(pages_->config().page_size) + " than the " + std::to_string(free) +
-            " that are free of " + std::to_string(pages_->config().pages));
+        detail::fail<std::length_error>("append", n, " tokens (axis 2) need more pages of ",
+                                        pages_->config().page_size, " than the ", free,
+                                        " that are free of ", pages_->config().pages);
       }
     }
   }

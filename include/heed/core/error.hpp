@@ -13,6 +13,10 @@
 #include <string>
 #include <Eigen/Core>
 
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "heed: hidden scores are infinities and sums are split exactly: compile without -ffast-math"
+#endif
+
 namespace heed::detail {
 
 using Eigen::Index;

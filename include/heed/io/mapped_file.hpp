@@ -21,6 +21,8 @@
 #include <memory>
 #endif
 
+#include "heed/core/error.hpp"
+
 namespace heed::detail {
 
 /// The bytes of a file, read-only: mapped into memory where the system can, so that only what is
@@ -32,8 +34,7 @@ class MappedFile {
   /// std::runtime_error, with "heed::<function>: ", where there is no file or it cannot be read.
   MappedFile(const char* function, const std::filesystem::path& path) {
     const auto refuse = [&](const std::string& reason) {
-      throw std::runtime_error(std::string("heed::") + function + ": cannot read " + path.string() +
-                               ": " + reason);
+      fail<std::runtime_error>(function, "cannot read ", path.string(), ": ", reason);
     };
 #ifdef HEED_HAS_MMAP
     const auto last_error = [] { return std::generic_category().message(errno); };

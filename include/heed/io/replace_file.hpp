@@ -6,6 +6,8 @@
 #include <string>
 #include <system_error>
 
+#include "heed/core/error.hpp"
+
 namespace heed::detail {
 
 /// Writes a file by write(std::ostream&): beside its place first, and moved there when it is whole,
@@ -14,7 +16,7 @@ namespace heed::detail {
 template <class Write>
 void replace_file(const char* function, const std::filesystem::path& path, const Write& write) {
   const auto refuse = [&](const std::string& reason) {
-    throw std::runtime_error(std::string("heed::") + function + ": " + reason);
+    fail<std::runtime_error>(function, reason);
   };
   std::filesystem::path unfinished = path;
   unfinished += ".part";

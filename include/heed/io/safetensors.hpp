@@ -302,12 +302,16 @@ inline void save(const std::vector<NamedTensor>& tensors, const std::filesystem:
                             {"data_offsets", {begin, end}}};
   }
   std::string text;
+#if defined(__cpp_exceptions)
   try {
     text = header.dump();
   } catch (const nlohmann::json::exception& error) {
     detail::fail("save", "a name or text for ", path.string(),
                  " is not UTF-8: ", std::string(error.what()));
   }
+#else
+  text = header.dump();
+#endif
   constexpr std::size_t prefix = 8, line = 64;  // the data begin with a line of the cache
   text.append((line - (prefix + text.size()) % line) % line, ' ');
   detail::replace_file("save", path, [&](std::ostream& out) {
