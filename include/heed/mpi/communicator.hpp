@@ -10,6 +10,10 @@
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
 
+#if !defined(__cpp_exceptions)
+#error "heed: ranks agree on a refusal by catching it: compile what includes mpi.hpp with exceptions"
+#endif
+
 namespace heed::detail {
 
 /// An error of MPI's as std::runtime_error, with the function that the user called and what MPI
