@@ -3,6 +3,7 @@
 #include <concepts>
 #include <cstddef>
 #include <initializer_list>
+#include <ranges>
 #include <type_traits>
 
 #include "heed/core/error.hpp"
@@ -44,6 +45,13 @@ template <class T>
 concept Integers = requires(const T& x) { integer_view(x); } && IntegerView<T>::Rank <= 2 &&
                    std::integral<typename IntegerView<T>::Scalar> &&
                    !std::same_as<typename IntegerView<T>::Scalar, bool>;
+
+/// A T&& that is a container of integers and the last that is seen of them.
+template <class T>
+concept TemporaryIntegers =
+    OwningTemporary<T> ||
+    (std::ranges::range<T> && !std::ranges::borrowed_range<T> &&
+     !EigenDense<std::remove_cvref_t<T>> && !EigenTensorLike<std::remove_cvref_t<T>>);
 
 /// (batch) repeated over an axis of stride 0, or (batch, n) as it is.
 template <class Integer, int Rank>

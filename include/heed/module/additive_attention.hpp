@@ -122,6 +122,9 @@ struct AdditiveAttention {
                                                          std::move(pass.output),
                                                          std::move(pass.log_sum_exp)};
   }
+  template <class Q, class K, class V, class... Rest>
+    requires(detail::OwningTemporary<Q> || detail::OwningTemporary<K> || detail::OwningTemporary<V>)
+  void forward(Q&&, K&&, V&&, Rest&&...) const = delete;  // it would end before backward: name it
 
   /// The gradients of a number that depends on the output of a pass through this module, given its
   /// gradient by the output -> {query, key, value, parameters}; parameters is an AdditiveAttention.

@@ -199,6 +199,9 @@ struct TransformerBlock {
         },
         options);
   }
+  template <class X, class Memory = NoMask, class... Rest>
+    requires(detail::OwningTemporary<X> || detail::OwningTemporary<Memory>)
+  void forward(X&&, Memory&& = {}, Rest&&...) const = delete;  // would end before backward: name it
 
   /// The gradients of a number that depends on the output of a pass through this block, given its
   /// gradient by the output -> {input, parameters}, or {input, memory, parameters} where the pass

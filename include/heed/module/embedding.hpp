@@ -84,6 +84,9 @@ struct Embedding {
     auto output = (*this)(ids, pool);
     return EmbeddingPass<Ids, decltype(output)>{detail::integer_view(ids), std::move(output), pool};
   }
+  template <class Ids>
+    requires detail::TemporaryIntegers<Ids>
+  void forward(Ids&&, Eigen::ThreadPoolInterface* = nullptr) const = delete;  // give them a name
 
   /// The gradient of the weight, in float for half and bfloat16: to each row is added what the
   /// places that looked it up have for a gradient -> {parameters}. std::invalid_argument where

@@ -114,6 +114,9 @@ struct Mlp {
                              {pass.gate.data(), pass.up.data(), pass.hidden.data()}, pool);
     return pass;
   }
+  template <class X, class... Rest>
+    requires detail::OwningTemporary<X>
+  void forward(X&&, Rest&&...) const = delete;  // x would end before backward: give it a name
 
   /// The gradients of a number that depends on the output of a pass through this module, given its
   /// gradient by the output -> {input, parameters}; parameters is an Mlp. Runs on the threads of

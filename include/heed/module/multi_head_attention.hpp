@@ -270,6 +270,9 @@ struct MultiHeadAttention {
     output_projection.into(detail::as_batch(view(pass.output)), pass.context, options.pool);
     return pass;
   }
+  template <class Q, class K, class V, class... Rest>
+    requires(detail::OwningTemporary<Q> || detail::OwningTemporary<K> || detail::OwningTemporary<V>)
+  void forward(Q&&, K&&, V&&, Rest&&...) const = delete;  // it would end before backward: name it
 
   /// The gradients of a number that depends on the output of a pass through this module, given its
   /// gradient by the output -> {query, key, value, parameters}; parameters is a MultiHeadAttention

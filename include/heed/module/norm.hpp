@@ -56,6 +56,9 @@ struct NormLayer {
     auto output = (*this)(x, pool);
     return LayerPass<X, decltype(output)>{view(x), std::move(output), pool};
   }
+  template <class X, class... Rest>
+    requires detail::OwningTemporary<X>
+  void forward(X&&, Rest&&...) const = delete;  // x would end before backward: give it a name
 
   /// The gradients of a number that depends on the result, given its gradient by the result ->
   /// {input, parameters}; parameters is a module. A row whose gradient is 0 throughout adds nothing
