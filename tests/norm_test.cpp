@@ -194,7 +194,8 @@ TEST(NormBackward, OfHalfWeightsAndAColumnMajorInput) {
   wide.weight = narrow.weight.cast<float>();
   const auto given = make<float, 3, Eigen::ColMajor>(x), grad = make<float, 3, Eigen::ColMajor>(g);
   const auto result = narrow.backward(narrow.forward(given), grad);
-  const auto plain = wide.backward(wide.forward(make<float, 3>(x)), make<float, 3>(g));
+  const auto same_given = make<float, 3>(x);
+  const auto plain = wide.backward(wide.forward(same_given), make<float, 3>(g));
   EXPECT_TRUE(near(reference(result.input), reference(plain.input), 1e-6));
   EXPECT_EQ(result.parameters.weight, plain.parameters.weight.cast<Eigen::bfloat16>());
 }

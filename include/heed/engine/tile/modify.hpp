@@ -122,7 +122,7 @@ EIGEN_ALWAYS_INLINE void apply_modifiers(const ScoreTile<Scalar, Vectors>& tile,
       L scores[length(Vectors)];
 #pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) scores[v] = L::load(tile.at(block + k, v));
-      const Scalar* added = turned + k * tile.lanes;
+      const Scalar* added = tensors > 0 ? turned + k * tile.lanes : nullptr;
       const auto modify = [&](const auto& modifier) __attribute__((always_inline)) {
         if constexpr (modifier_traits<std::remove_cvref_t<decltype(modifier)>>.adds_tensor) {
 #pragma GCC unroll 16
