@@ -28,6 +28,12 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> load_widened(const Stored* from) {
   using Packet = typename Eigen::internal::packet_traits<Stored>::type;
   if constexpr (std::is_same_v<Stored, Scalar>) {
     return L::load(from);
+#if defined(__AVX512F__)  // whose 16 lanes g++ 12 would widen in halves and join, in four shuffles
+  } else if constexpr (widens_by_shift<Scalar, Stored> && L::size == 16) {
+    const auto* const upper = reinterpret_cast<const __m256i*>(from);
+    return L::of(_mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(upper)), 16)));
+#endif
   } else if constexpr (widens_by_shift<Scalar, Stored>) {
     typename HalfWords<Scalar>::type upper;
     std::memcpy(&upper, from, sizeof upper);
