@@ -52,8 +52,10 @@ class FewRows {
     const A* left[length(Rows_)];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows_; ++r) left[r] = a[i + r];
-    // Few rows of b at a time, so that b, which is large, is read as one stream.
-    constexpr int streams = std::min(Rows_ < 4 ? 2 : 4, Columns);
+    // Few rows of b at a time, so that b, which is large, is read as one stream; four where less is
+    // read of each, as two sums would wait for each other.
+    constexpr bool narrow = sizeof(B) < sizeof(Accumulator);
+    constexpr int streams = std::min(Rows_ < 4 && !narrow ? 2 : 4, Columns);
     static_assert(Columns % streams == 0);
     constexpr Index line = 64 / static_cast<Index>(sizeof(B));
     for (int first = 0; first < Columns; first += streams) {
@@ -80,7 +82,6 @@ class FewRows {
       // Narrow numbers are read so fast that 16 lines on their way to the first-level cache, all
       // that it waits for, do not keep the memory busy: they are asked into the second one, 64
       // lines early. Others are asked while the rows before are worked on.
-      constexpr bool narrow = sizeof(B) < sizeof(Accumulator);
       const bool ahead = i == 0 && (narrow ? b.stride == depth
                                            : streams * depth * static_cast<Index>(sizeof(B)) <=
                                                  static_cast<Index>(Eigen::l1CacheSize()) / 3);
