@@ -302,7 +302,7 @@ class Evaluation {
             if (!a.allowed(b, h, i, j)) continue;
             weights[j] = std::exp(scores[j] - shift);
             sum += weights[j];
-            if (scores[j] > shift - 80) {
+            if (scores[j] >= shift - 80) {
               error = std::max(error, errors[static_cast<std::size_t>(j)] + std::abs(scores[j]));
             }
           }

@@ -3,11 +3,11 @@
 namespace heed::fuzz {
 namespace {
 
-template <class Element, int Capacity>
+template <class Element>
 void attend(Draw& draw, bool backwards) {
   const Sizes s = draw_sizes(draw, true, 100000);
   Case<Element> c(draw, s);
-  const auto mask = draw_mask<Capacity>(draw, positions_of(s));
+  const auto mask = draw_mask<1>(draw, positions_of(s));
   c.attention.similarity = oracle::dot_product(s.key_dim, Real(.125));
   c.attention.allowed = mask.allowed;
   c.poison(draw);
@@ -22,11 +22,11 @@ void attend(Draw& draw, bool backwards) {
 void attend_numbers(Draw& draw) {
   switch (draw.integer(0, 2)) {
     case 0:
-      return attend<double, 3>(draw, draw.chance(60));
+      return attend<double>(draw, draw.chance(60));
     case 1:
-      return attend<Eigen::half, 1>(draw, draw.chance(40));
+      return attend<Eigen::half>(draw, draw.chance(40));
     default:
-      return attend<Eigen::bfloat16, 1>(draw, draw.chance(40));
+      return attend<Eigen::bfloat16>(draw, draw.chance(40));
   }
 }
 

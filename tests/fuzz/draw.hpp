@@ -85,6 +85,11 @@ void attend_modified(Draw& draw);  // products with modifiers
 void attend_near(Draw& draw);      // scores of distances
 void attend_other(Draw& draw);     // additive, bilinear, pairwise
 void attend_numbers(Draw& draw);   // double, half, bfloat16
+void attend_extreme(Draw& draw);   // what is visible and huge, tiny, infinite or alike
+void attend_ragged(Draw& draw);
+void use_caches(Draw& draw);
+void run_layers(Draw& draw);
+void read_files(Draw& draw);
 
 struct Kind {
   const char* name;
@@ -93,7 +98,9 @@ struct Kind {
 inline constexpr Kind kinds[] = {
     {"attend_plain", attend_plain},     {"attend_modified", attend_modified},
     {"attend_near", attend_near},       {"attend_other", attend_other},
-    {"attend_numbers", attend_numbers},
+    {"attend_numbers", attend_numbers}, {"attend_extreme", attend_extreme},
+    {"attend_ragged", attend_ragged},   {"use_caches", use_caches},
+    {"run_layers", run_layers},         {"read_files", read_files},
 };
 
 }  // namespace heed::fuzz
