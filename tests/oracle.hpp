@@ -208,9 +208,9 @@ inline ModifierFunction bias(std::function<Real(Index, Index, Index, Index)> add
 
 // ---------------------------------------------------------------- dropout
 
-/// What a weight is multiplied by: 0 or 1 / (1 - p), by a counter of (seed, batch, head, query, key)
-/// that is mixed after each of them (Steele, Lea and Flood, "Fast splittable pseudorandom number
-/// generators", 2014).
+/// What a weight is multiplied by: 0 or 1 / (1 - p), by a counter of (seed, batch, head, query,
+/// key) that is mixed after each of them (Steele, Lea and Flood, "Fast splittable pseudorandom
+/// number generators", 2014).
 inline Real dropout(double probability, std::uint64_t seed, Index b, Index h, Index i, Index j) {
   if (probability == 0) return 1;
   std::uint64_t x = seed;

@@ -40,25 +40,36 @@ void strew(Draw& draw, Numbers& x) {
 
 /// What is visible and huge, tiny, infinite or alike. Factors are such that every product of two
 /// of them overflows by far, or none does: in between it is the order of the sums that says which.
+/// Those that overflow have one sign, for a fused multiply-add does not overflow before it adds.
 void attend_extreme(Draw& draw) {
   const Sizes s = draw_sizes(draw, true, 100000);
   Case<float> c(draw, s);
   const auto mask = draw_mask<1>(draw, positions_of(s));
   const std::initializer_list<double> factors = {1, 1, 1e25, 1e-25, 1e-40, 1e5, -1e25};
   const bool far = draw.chance(50);
+  double of_query = 1, of_key = 1;
   if (far) {
-    scale_by(c.attention.query, draw.one_of(factors));
-    scale_by(c.attention.key, draw.one_of(factors));
+    scale_by(c.attention.query, of_query = draw.one_of(factors));
+    scale_by(c.attention.key, of_key = draw.one_of(factors));
   } else {
     scale_by(c.attention.value, draw.one_of({1e25, 1e-40, 1e37, 1e-25}));
   }
   if (draw.chance(30)) c.equal_rows(draw);
-  if (draw.chance(25)) strew(draw, draw.chance(50) ? c.attention.query : c.attention.key);
+  const bool overflows = std::abs(of_query * of_key) > 1e40;
+  if (overflows) {
+    for (Numbers* x : {&c.attention.query, &c.attention.key}) {
+      for (Real& n : x->data) n = std::abs(n);
+    }
+    if (draw.chance(50)) scale_by(c.attention.query, -1);
+  } else if (draw.chance(25)) {
+    strew(draw, draw.chance(50) ? c.attention.query : c.attention.key);
+  }
   // A weight that underflows makes NaN of an infinite value; no weight does where scores are near.
   if (!far && draw.chance(25)) strew(draw, c.attention.value);
   c.attention.similarity = overflowing_dot(s.key_dim, Real(.125));
   c.attention.allowed = mask.allowed;
   c.place(draw);
+  about() += ", factors " + std::to_string(of_query) + " and " + std::to_string(of_key);
   const auto forward = check_forward(draw, c, dot_product(.125), mask.mask);
   if (!far && draw.chance(50)) check_backward(draw, c, dot_product(.125), mask.mask, forward);
 }

@@ -50,8 +50,8 @@ struct BiasDraw {
     }
   }
   void check(const oracle::Gradients& g, const Case<float>& c) const {
-    Numbers expected({tensor.dimension(0), tensor.dimension(1), tensor.dimension(2),
-                      tensor.dimension(3)}),
+    Numbers expected(
+        {tensor.dimension(0), tensor.dimension(1), tensor.dimension(2), tensor.dimension(3)}),
         size = expected;
     for_each_place(g.scores.shape, [&](Index b, Index h, Index i, Index j) {
       const auto [x, y, z, w] = place(b, h, i, j);
@@ -105,8 +105,7 @@ void all_shifts(Draw& draw) {
     expected[at(h)] += g.scores(b, h, i, j) * static_cast<Real>(j - i);
     size[at(h)] += g.scores_magnitude(b, h, i, j) * static_cast<Real>(std::abs(j - i));
   });
-  compare_parameters("the gradient of slope", d_slopes.data(), expected, size,
-                     Tolerance<float>(s));
+  compare_parameters("the gradient of slope", d_slopes.data(), expected, size, Tolerance<float>(s));
 }
 
 /// relative_bias | score_mod | softcap | sink, where all but the sink have the chain rule behind
@@ -127,15 +126,15 @@ void with_sink(Draw& draw) {
   c.attention.allowed = mask.allowed;
   c.attention.sinks = reals(logits);
   c.has_sinks = true;
-  c.attention.modifiers = {
-      oracle::bias([&](Index, Index h, Index i, Index j) {
-        return static_cast<Real>(table(h, bucket(j - i)));
-      }),
-      [](Real x, Index b, Index h, Index i, Index j) {
-        const Real shift = Real(.125) * static_cast<Real>(j - i) / 2 + static_cast<Real>(b - h);
-        return oracle::Modified{x * Real(.75) + shift, Real(.75)};
-      },
-      oracle::softcap(30)};
+  c.attention.modifiers = {oracle::bias([&](Index, Index h, Index i, Index j) {
+                             return static_cast<Real>(table(h, bucket(j - i)));
+                           }),
+                           [](Real x, Index b, Index h, Index i, Index j) {
+                             const Real shift = Real(.125) * static_cast<Real>(j - i) / 2 +
+                                                static_cast<Real>(b - h);
+                             return oracle::Modified{x * Real(.75) + shift, Real(.75)};
+                           },
+                           oracle::softcap(30)};
   c.poison(draw);
   c.place(draw);
   const auto score = dot_product(-.5) | relative_bias(table, bucket) |

@@ -26,8 +26,8 @@ void quantise(Real* row, Index width) {
   if (largest == 0) return;
   const Real unit = static_cast<Real>(static_cast<float>(largest / 127));
   for (Index c = 0; c < width; ++c) {
-    row[c] = static_cast<Real>(std::lrint(static_cast<double>(row[c]) *
-                                          (127 / static_cast<double>(largest)))) *
+    row[c] = static_cast<Real>(
+                 std::lrint(static_cast<double>(row[c]) * (127 / static_cast<double>(largest)))) *
              unit;
   }
 }
@@ -101,6 +101,8 @@ class Told {
       even = even && story.length() == stories_[0].length();
     }
     Case<float> c(draw, s);
+    // Dropout counts the keys that are held, not positions.
+    if (window_ > 0) c.attention.dropout = c.options.dropout = 0;
     for_each_place(c.attention.key.shape, [&](Index b, Index h, Index j, Index d) {
       const Story& story = stories_[at(b)];
       c.attention.key(b, h, j, d) =
@@ -116,7 +118,6 @@ class Told {
     const auto mask = draw_mask<1>(draw, positions);
     const auto slopes = draw_vector(draw, s.heads, draw.one_of({0., .1}));
     c.attention.similarity = oracle::dot_product(s.key_dim, Real(.5));
-    // Query i of n stands at position length - n + i of its sequence, but an index is an index.
     c.attention.modifiers = {oracle::alibi(reals(slopes))};
     c.attention.allowed = [&](Index b, Index h, Index i, Index j) {
       const Story& story = stories_[at(b)];
@@ -125,6 +126,7 @@ class Told {
              mask.allowed(b, h, i, j);
     };
     c.place(draw);
+    about() += ", window " + std::to_string(window_) + ", sinks " + std::to_string(sinks_);
     const Tolerance<float> tolerance(s);
     const auto forward = oracle::Evaluation(c.attention).forward();
     const auto size =
@@ -199,9 +201,8 @@ class Told {
   }
 
   static View<const float, 3> one(const View<const float, 4>& x) {
-    return {x.data,
-            {x.shape[1], x.shape[2], x.shape[3]},
-            {x.strides[1], x.strides[2], x.strides[3]}};
+    return {
+        x.data, {x.shape[1], x.shape[2], x.shape[3]}, {x.strides[1], x.strides[2], x.strides[3]}};
   }
   static std::vector<Real> token(Numbers& x, Index b, Index t) {
     std::vector<Real> result;

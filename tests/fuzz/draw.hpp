@@ -34,9 +34,9 @@ template <class... Parts>
   throw Finding(text.str());
 }
 
-/// Decisions out of a string of bytes: each takes one or two of them, so that a fuzzer which changes
-/// a byte changes a decision. Behind their end, and for numbers in bulk, a generator goes on that
-/// all of the bytes have seeded.
+/// Decisions out of a string of bytes: each takes one or two of them, so that a fuzzer which
+/// changes a byte changes a decision. Behind their end, and for numbers in bulk, a generator goes
+/// on that all of the bytes have seeded.
 class Draw {
  public:
   Draw(const std::uint8_t* data, std::size_t size) : next_(data), end_(data + size) {
@@ -55,12 +55,14 @@ class Draw {
   T one_of(std::initializer_list<T> choices) {
     return choices.begin()[integer(0, static_cast<Index>(choices.size()) - 1)];
   }
-  /// A length: none, one, about a vector, about a panel of vectors, about a tile, or any up to most.
+  /// A length: none, one, about a vector, about a panel of vectors, about a tile, or any up to
+  /// most.
   Index length(Index most) {
-    const Index chosen = chance(50) ? integer(0, most)
-                                    : one_of<Index>({0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24,
-                                                     31, 32, 33, 47, 48, 49, 64, 65, 96, 97, 128,
-                                                     191, 192, 193, 256, 300});
+    const Index chosen =
+        chance(50)
+            ? integer(0, most)
+            : one_of<Index>({0,  1,  1,  2,  3,  4,  5,  7,  8,  9,   15,  16,  17,  24,  31,
+                             32, 33, 47, 48, 49, 64, 65, 96, 97, 128, 191, 192, 193, 256, 300});
     return std::min(chosen, most);
   }
   /// Uniform in [-1, 1), with few enough digits for every number type of 8 bits or more.

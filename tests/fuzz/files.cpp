@@ -1,9 +1,9 @@
+#include <unistd.h>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <unistd.h>
 
 #include "../../examples/byte_pair.hpp"
 #include "../../examples/word_piece.hpp"
@@ -57,8 +57,8 @@ void read_tensors(Draw& draw) {
       t.shape.push_back(draw.integer(0, 5));
       bytes *= static_cast<std::size_t>(t.shape.back());
     }
-    json += (json.size() > 1 ? ",\"" : "\"") + t.name + R"(":{"dtype":")" + t.type +
-            R"(","shape":[)";
+    json +=
+        (json.size() > 1 ? ",\"" : "\"") + t.name + R"(":{"dtype":")" + t.type + R"(","shape":[)";
     for (std::size_t a = 0; a < t.shape.size(); ++a) {
       json += (a ? "," : "") + std::to_string(t.shape[a]);
     }

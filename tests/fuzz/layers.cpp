@@ -23,11 +23,11 @@ BlockConfig draw_config(Draw& draw) {
   a.bias = draw.chance(50);
   a.qk_norm = draw.chance(40);
   if (head_dim % 2 == 0 && draw.chance(60)) {
-    a.rotary = RotaryConfig{
-        .dim = draw.chance(50) ? 0 : 2,
-        .base = 100,
-        .layout = draw.one_of({RotaryLayout::half, RotaryLayout::interleaved}),
-        .scaling = draw.chance(70) ? RotaryScaling::none() : RotaryScaling::linear(2)};
+    a.rotary =
+        RotaryConfig{.dim = draw.chance(50) ? 0 : 2,
+                     .base = 100,
+                     .layout = draw.one_of({RotaryLayout::half, RotaryLayout::interleaved}),
+                     .scaling = draw.chance(70) ? RotaryScaling::none() : RotaryScaling::linear(2)};
   }
   c.mlp.hidden_dim = draw.integer(1, 20);
   c.mlp.activation =

@@ -39,9 +39,8 @@ MaskDraw<Capacity> leaf(Draw& draw, const Positions& p) {
     case 0:
       return {Any::of(no_mask()), [](auto...) { return true; }};
     case 1:
-      return {Any::of(causal(align)), [=](Index b, Index, Index i, Index j) {
-                return j <= i + offset(align, b);
-              }};
+      return {Any::of(causal(align)),
+              [=](Index b, Index, Index i, Index j) { return j <= i + offset(align, b); }};
     case 2:
       return {Any::of(sliding_window(l, r, align)), [=](Index b, Index, Index i, Index j) {
                 return within(i + offset(align, b), l, r, j);
@@ -66,14 +65,12 @@ MaskDraw<Capacity> leaf(Draw& draw, const Positions& p) {
               }};
     }
     case 5:
-      return {Any::of(causal(std::vector<int>(offsets))), [=](Index b, Index, Index i, Index j) {
-                return j <= i + offsets[at(b)];
-              }};
+      return {Any::of(causal(std::vector<int>(offsets))),
+              [=](Index b, Index, Index i, Index j) { return j <= i + offsets[at(b)]; }};
     case 6:
-      return {Any::of(sliding_window(l, r, std::vector<int>(offsets))),
-              [=](Index b, Index, Index i, Index j) {
-                return within(i + offsets[at(b)], l, r, j);
-              }};
+      return {
+          Any::of(sliding_window(l, r, std::vector<int>(offsets))),
+          [=](Index b, Index, Index i, Index j) { return within(i + offsets[at(b)], l, r, j); }};
     case 7: {
       const Index n = draw.integer(0, p.most_keys + 1);
       return {Any::of(prefix(n)), [n](Index, Index, Index, Index j) { return j < n; }};
@@ -86,9 +83,9 @@ MaskDraw<Capacity> leaf(Draw& draw, const Positions& p) {
         Matrix<int> result(shared ? 1 : batch, count);
         for (Index b = 0; b < result.rows(); ++b) {
           for (Index n = 0; n < count; ++n) {
-            result(b, n) = static_cast<int>(
-                sorted ? n * documents / std::max<Index>(count, 1)
-                       : static_cast<Index>(draw.word() >> 8) % documents);
+            result(b, n) =
+                static_cast<int>(sorted ? n * documents / std::max<Index>(count, 1)
+                                        : static_cast<Index>(draw.word() >> 8) % documents);
           }
         }
         return result;
@@ -131,8 +128,7 @@ MaskDraw<Capacity> draw_mask(Draw& draw, const Positions& positions, int depth) 
   const Pairs x = a.allowed;
   switch (draw.integer(0, 2)) {
     case 0:
-      return {Any::of(!a.mask),
-              [x](Index b, Index h, Index i, Index j) { return !x(b, h, i, j); }};
+      return {Any::of(!a.mask), [x](Index b, Index h, Index i, Index j) { return !x(b, h, i, j); }};
     case 1: {
       const auto c = draw_mask<Capacity>(draw, positions, depth - 1);
       const Pairs y = c.allowed;

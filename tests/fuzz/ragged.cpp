@@ -31,8 +31,8 @@ Tensor<float, 4> unpacked(const Tensor<float, 3>& x, const Numbers& expected,
   Tensor<float, 4> result(expected.shape[0], expected.shape[1], expected.shape[2],
                           expected.shape[3]);
   for_each_place(expected.shape, [&](Index b, Index h, Index i, Index c) {
-    result(b, h, i, c) = i < lengths[at(b)] ? x(offsets[at(b)] + i, h, c)
-                                            : static_cast<float>(expected(b, h, i, c));
+    result(b, h, i, c) =
+        i < lengths[at(b)] ? x(offsets[at(b)] + i, h, c) : static_cast<float>(expected(b, h, i, c));
   });
   return result;
 }
