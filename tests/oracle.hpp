@@ -359,14 +359,14 @@ class Evaluation {
             const Real p = f.weights(b, h, i, j), keep = a.kept(b, h, i, j);
             Real dp = 0, dp_size = 0;
             for (Index c = 0; c < width; ++c) {
-              // Of a weight that is NaN and dropped the magnitude is NaN: anything goes.
               const Real d_output = grad_output(b, h, i, c);
+              // A weight that is NaN is so where it is dropped, too.
+              g.value(b, h / group, j, c) += p * keep * d_output;
               g.value_magnitude(b, h / group, j, c) += p * keep * std::abs(d_output) * error;
               if (keep == 0) continue;
               const Real term = d_output * a.value(b, h / group, j, c);
               dp += term;
               dp_size += std::abs(term);
-              g.value(b, h / group, j, c) += p * keep * d_output;
             }
             const Real d_score = p * (keep * dp - delta);
             const Real size = p * (keep * dp_size + delta_size) * error;

@@ -143,12 +143,12 @@ class ReferenceBackward {
       const auto through_softmax = [&](const Number& s) -> Number {
         // At most 1: log_sum_exp may be rounded to below the score of an only key.
         const Number p = s > lse ? one : Number(exp(Number(s - lse)));
-        if (call_.dropout.active() && !call_.dropout.keeps(counter, j)) return -(p * delta);
-        const Number keep = call_.dropout.active() ? keep_scale : one;
-        const Number weight = p * keep;
+        const bool kept = !call_.dropout.active() || call_.dropout.keeps(counter, j);
+        const Number keep = !call_.dropout.active() ? one : kept ? keep_scale : zero;
+        const Number weight = p * keep;  // where p is NaN, so is a weight that is dropped
         Number dp = zero;
         for (Index c = 0; c < problem_.value_dim; ++c) {
-          dp += d_output(c) * value_row.template at<Number>(0, c);
+          if (kept) dp += d_output(c) * value_row.template at<Number>(0, c);
           d_value[at(j * problem_.value_dim + c)] += weight * d_output(c);
         }
         return p * (keep * dp - delta);
