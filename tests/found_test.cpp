@@ -1,4 +1,6 @@
 #include "heed/attention.hpp"
+#include "heed/cache.hpp"
+#include "heed/mask.hpp"
 #include "support.hpp"
 
 // What the fuzz targets of tests/fuzz found, each as small as it can be.
@@ -29,6 +31,37 @@ TEST(Found, DropoutHidesNoNanBackwards) {
   const std::vector<bool> all(6, true);
   EXPECT_EQ(nan_gradients<float>(), all);        // the fused engine
   EXPECT_EQ(nan_gradients<long double>(), all);  // the reference
+}
+
+// One sequence has 3 tokens and the other 1. Keys 0 and 2 belong to document 7, as the query does:
+// weights 1/2 each, of values 1 and 3. The second sequence has key 0 alone, of value 5.
+TEST(Found, TensorsOverPositionsOfCachesGoByTheLongest) {
+  KeyValueCache<float> cache({.batch = 2, .key_dim = 1, .value_dim = 1, .capacity = 3});
+  Tensor<float, 3> k(1, 3, 1), v(1, 3, 1);
+  k.setConstant(1);
+  v.setValues({{{1}, {2}, {3}}});
+  cache.append(0, k, v);
+  Tensor<float, 3> one(1, 1, 1);
+  one.setConstant(5);
+  cache.append(1, one, one);
+  Tensor<float, 4> q(2, 1, 1, 1);
+  q.setConstant(1);
+  const auto expect = [&](const auto& mask) {
+    const auto out = attention(q, cache, dot_product(), mask);
+    EXPECT_EQ(out(0, 0, 0, 0), 2);
+    EXPECT_EQ(out(1, 0, 0, 0), 5);
+  };
+  expect(segments({7}, {7, 1, 7}));
+  Tensor<bool, 2> pairs(1, 3);
+  pairs.setValues({{true, false, true}});
+  expect(allow(pairs));
+  // Neither the length of the shorter one nor more than that of the longest will do.
+  for (const Index keys : {1, 2, 4}) {
+    const std::vector<Index> ids(static_cast<std::size_t>(keys), 7);
+    EXPECT_TRUE(
+        refuses([&] { attention(q, cache, dot_product(), segments(std::vector<Index>{7}, ids)); },
+                {"segments has key ids"}));
+  }
 }
 
 }  // namespace

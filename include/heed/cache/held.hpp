@@ -83,7 +83,9 @@ class HeldMask {
   };
 
  public:
-  /// `problem` is the call over whole sequences. Neighbours of one length share a bound mask.
+  /// `problem` is the call over whole sequences, with the longest's keys: a tensor over positions
+  /// has as many, and those behind the end of a shorter one are not asked for. Neighbours of one
+  /// length share a bound mask.
   template <class Cache>
   HeldMask(const M& mask, const Cache& cache, const Problem& problem) {
     (*sequences_).reserve(static_cast<std::size_t>(problem.batch));
@@ -93,6 +95,7 @@ class HeldMask {
       const HeldTokens held = cache.held(b);
       if (b == 0 || held.length != own.keys) {
         own.keys = held.length;
+        own.ragged = held.length < problem.keys;
         (*masks_).push_back(bind_mask(mask, own));
       }
       (*sequences_).push_back({held, (*masks_).size() - 1});
