@@ -94,11 +94,9 @@ class Told {
             .key_dim = shape_.key_dim,
             .value_dim = shape_.value_dim};
     std::vector<Index> queries(at(s.batch), s.queries), keys;
-    bool even = true;
     for (const Story& story : stories_) {
       keys.push_back(story.length());
       s.keys = std::max(s.keys, story.length());
-      even = even && story.length() == stories_[0].length();
     }
     Case<float> c(draw, s);
     // Dropout counts the keys that are held, not positions.
@@ -113,8 +111,7 @@ class Told {
       c.attention.value(b, h, j, d) =
           j < story.length() ? story.values[at(j)][at(h * s.value_dim + d)] : Real(0);
     });
-    Positions positions(s.heads, queries, keys);
-    positions.even = even;
+    const Positions positions(s.heads, queries, keys);
     const auto mask = draw_mask<1>(draw, positions);
     const auto slopes = draw_vector(draw, s.heads, draw.one_of({0., .1}));
     c.attention.similarity = oracle::dot_product(s.key_dim, Real(.5));

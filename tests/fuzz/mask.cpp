@@ -33,9 +33,7 @@ MaskDraw<Capacity> leaf(Draw& draw, const Positions& p) {
     const auto most = static_cast<Index>(p.most_keys);
     offsets.push_back(static_cast<int>(draw.integer(-3, most + 3)));
   }
-  Index kind = draw.integer(0, 11);
-  if (!p.even && (kind == 8 || kind == 9)) kind = 10;
-  switch (kind) {
+  switch (draw.integer(0, 11)) {
     case 0:
       return {Any::of(no_mask()), [](auto...) { return true; }};
     case 1:

@@ -77,8 +77,6 @@ struct Positions {
     for (const Index n : keys) most_keys = std::max(most_keys, n);
   }
   Index most_queries = 0, most_keys = 0;
-  /// Whether tensors over pairs and positions fit: caches take them of each sequence's length.
-  bool even = true;
 };
 
 /// An expression of masks, no deeper than `depth`.
