@@ -120,6 +120,7 @@ template <class PanelsOf, class Accumulator, class Scalar>
 void pack_features(const Slab<const Scalar>& x, Index first, Index count, Index columns,
                    Index capacity, Accumulator* out, Accumulator factor = Accumulator(1)) {
   using L = Lanes<Accumulator>;
+  if (columns == 0) return;  // x may be null, and so has no rows
   const PanelsOf panels(columns);
   const Index whole = x.column_stride == 1 ? columns / L::size * L::size : 0;
   for (Index row = 0; row < count; ++row) {
