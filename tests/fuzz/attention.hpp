@@ -43,7 +43,7 @@ Element from_double(double x) {
 /// Distance from 1 to the next number: of sums, and of what an element rounds to.
 template <class Element>
 constexpr double sum_epsilon() {
-  return std::is_same_v<Element, double> ? 0x1p-52 : 0x1p-23;
+  return sizeof(Element) >= sizeof(double) ? 0x1p-52 : 0x1p-23;
 }
 template <class Element>
 constexpr double element_epsilon() {

@@ -18,13 +18,15 @@ void attend(Draw& draw, bool backwards) {
 
 }  // namespace
 
-/// Number types beside float.
+/// Number types beside float; long double has no vectors, and so the reference engine alone.
 void attend_numbers(Draw& draw) {
-  switch (draw.integer(0, 2)) {
+  switch (draw.integer(0, 3)) {
     case 0:
       return attend<double>(draw, draw.chance(60));
     case 1:
       return attend<Eigen::half>(draw, draw.chance(40));
+    case 2:
+      return attend<long double>(draw, draw.chance(60));
     default:
       return attend<Eigen::bfloat16>(draw, draw.chance(40));
   }
