@@ -11,7 +11,8 @@
 #include "heed/core/view.hpp"
 
 #if !defined(__cpp_exceptions)
-#error "heed: ranks agree on a refusal by catching it: compile what includes mpi.hpp with exceptions"
+#error \
+    "heed: ranks agree on a refusal by catching it: compile what includes mpi.hpp with exceptions"
 #endif
 
 namespace heed::detail {
