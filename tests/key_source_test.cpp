@@ -57,7 +57,7 @@ auto run_on(const Problem& problem, const View<const Scalar, 4>& q, const Source
   const Dropout dropout("test", 0, 0);
   Tensor<Scalar, 4> out(problem.batch, problem.heads, problem.queries, problem.value_dim);
   Tensor<Scalar, 3> lse(problem.batch, problem.heads, problem.queries);
-  const ForwardOutput<Scalar, Scalar> output{view(out), view(lse), {}};
+  const ForwardOutput<Scalar, Scalar> output{view(out), view(lse)};
   const BoundCall<Scalar, Source, Source, decltype(score), decltype(score), decltype(mask),
                   ForwardOutput<Scalar, Scalar>>
       call{problem, q, keys, values, score, score, mask, dropout, output};

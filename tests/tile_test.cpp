@@ -23,11 +23,11 @@ template <class Mask>
 void expect_pairs(const Mask& mask) {
   const Index queries = lanes + 5, keys = 60, length = 24;
   const auto bound = bind_mask(mask, problem_of(queries, keys, 4));
-  std::vector<float> pairs(static_cast<std::size_t>(length * lanes));
+  std::vector<float> pairs(static_cast<std::size_t>(length * Panels<float>::widest * L::size));
   for (const Index first : {Index(0), Index(5)}) {
     const Index count = std::min(lanes, queries - first);
-    PanelMask<std::remove_const_t<decltype(bound)>, float, 2> panel(bound, 0, 1, first, count,
-                                                                    keys);
+    PanelMask<std::remove_const_t<decltype(bound)>, float> panel(bound, 0, 1, first, count, lanes,
+                                                                 keys);
     for (Index k = 0; k < keys; k += length) {
       const Index tile = std::min(length, keys - k);
       const Coverage coverage = panel.tile(k, tile, pairs.data());
@@ -104,7 +104,7 @@ TEST(Scorer, PanelsAgainstPairs) {
     Scorer<float, std::remove_const_t<decltype(bound)>> scorer(bound, dim, dim, lanes, keys);
     const Scratch scratch([&](Layout& layout) { scorer.lay(layout); });
     scorer.start();
-    scorer.template pack<2>(Slab<const float>{q.data(), dim, 1}, 0, queries);
+    scorer.pack(Slab<const float>{q.data(), dim, 1}, 0, queries, 2 * L::size);
     const Rows<float> rows{k.data(), dim};
     scorer.take_keys(rows, 0, 0, keys, keys);
     std::vector<float> scores(static_cast<std::size_t>(keys * lanes)), most(lanes, -100);

@@ -125,7 +125,7 @@ void attention_into(Out&& out, const Q& q, const Cache<Element>& cache,
   detail::check_writable("attention_into", wide, "the output");
   detail::check_not_aliased("attention_into", wide, call.query, "query");
   using Number = typename detail::CacheCall<Q, Cache<Element>>::Number;
-  call.run(score, mask, options, [&] { return detail::ForwardOutput<To, Number>{wide, {}, {}}; });
+  call.run(score, mask, options, [&] { return detail::ForwardOutput<To, Number>{wide, {}}; });
 }
 
 /// Attention of new queries to all that a cache holds:
@@ -148,7 +148,7 @@ auto attention(const Q& q, const Cache<Element>& cache, const S& score = scaled_
   decltype(call.make_output()) output;
   call.run(score, mask, options, [&] {
     output = call.make_output();
-    return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{detail::rank4(output), {}, {}};
+    return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{detail::rank4(output), {}};
   });
   return output;
 }
@@ -168,9 +168,7 @@ auto attention_forward(const Q& q, const Cache<Element>& cache,
     pass.output = call.make_output();
     pass.log_sum_exp = call.make_log_sum_exp();
     return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{
-        detail::rank4(pass.output),
-        detail::expand<3, 1>(detail::result_view(pass.log_sum_exp)),
-        {}};
+        detail::rank4(pass.output), detail::expand<3, 1>(detail::result_view(pass.log_sum_exp))};
   });
   return pass;
 }

@@ -35,14 +35,21 @@ struct BoundCall {
   const Output& output;
 };
 
-/// Where the forward pass writes. log_sum_exp (batch, heads, queries) and weights (batch, heads,
-/// queries, keys) are views of nothing where they are not wanted.
-template <class Element, class Number, class Weight = Element>
+/// Where the forward pass writes. log_sum_exp (batch, heads, queries) is a view of nothing where it
+/// is not wanted.
+template <class Element, class Number>
 struct ForwardOutput {
   View<Element, 4> output;
   View<Number, 3> log_sum_exp;
+};
+
+/// The same, with the weights (batch, heads, queries, keys).
+template <class Element, class Number, class Weight = Element>
+struct WeightedOutput : ForwardOutput<Element, Number> {
   View<Weight, 4> weights;
 };
+template <class Output>
+concept WithWeights = requires(const Output& output) { output.weights; };
 
 /// Where the scores alone go, (batch, heads, queries, keys).
 template <class Element>
@@ -73,11 +80,12 @@ template <class Engine>
 concept OnPool =
     requires(const Engine& engine, Eigen::ThreadPoolInterface* pool) { engine.run(pool); };
 
-/// What every engine is: made for a call if its types are `possible`, run if the call `suits`.
+/// What every engine is: made for a call if its types are `possible`, run if the call `suits`. One
+/// that suits all calls of the types says so by std::true_type.
 template <class Engine, class Call>
 concept EngineFor = (InPieces<Engine> || OnPool<Engine>) && requires(const Call& call) {
   { Engine::possible } -> std::convertible_to<bool>;
-  { Engine::suits(call) } -> std::same_as<bool>;
+  { Engine::suits(call) } -> std::convertible_to<bool>;
   Engine(call);
 };
 
@@ -85,10 +93,14 @@ concept EngineFor = (InPieces<Engine> || OnPool<Engine>) && requires(const Call&
 template <template <class> class First, template <class> class... Rest, class Call>
 void with_first_that_suits(const Call& call, const auto& body) {
   static_assert(EngineFor<First<Call>, Call>);
-  if constexpr (First<Call>::possible) {
+  if constexpr (!First<Call>::possible) {
+    with_first_that_suits<Rest...>(call, body);
+  } else if constexpr (std::same_as<decltype(First<Call>::suits(call)), std::true_type>) {
+    body(First<Call>(call));
+  } else {
     if (First<Call>::suits(call)) return body(First<Call>(call));
+    with_first_that_suits<Rest...>(call, body);
   }
-  if constexpr (sizeof...(Rest) > 0) with_first_that_suits<Rest...>(call, body);
 }
 
 /// All of an engine's work.

@@ -52,14 +52,15 @@ class Decode {
       !std::is_same_v<Key, Quantised8> || traits.terms == Terms::product;
 
  public:
-  static constexpr bool possible = Laned<Number> && traits.vectorised && traits.features_alike;
+  static constexpr bool possible = Laned<Number> && traits.vectorised && traits.features_alike &&
+                                   !WithWeights<typename Call::Output>;
 
   /// The faster loop where the keys are many, as it reads them once for all heads that share them,
   /// and where the queries of a head fill no more than a quarter of the lanes that hold queries in
   /// Forward. Rows are whole vectors in place.
   static bool suits(const Call& call) {
     const Problem& problem = call.problem;
-    if (call.output.weights.data || problem.keys == 0 ||
+    if (problem.keys == 0 ||
         problem.queries >
             (problem.keys < short_keys ? std::max<Index>(1, L::size / 4) : most_queries)) {
       return false;

@@ -46,12 +46,14 @@ class Forward {
   using Score = typename Call::Score;
   using Mask = typename Call::Mask;
   using Unit = typename Score::Unit;
+  using Softmax = OnlineSoftmax<Number, Panels<Number>::widest, Unit>;
   static constexpr Index widest = Panels<Number>::widest * L::size;
 
  public:
-  static constexpr bool possible =
-      Laned<Number> && score_traits<typename Score::Similarity>.vectorised;
-  static bool suits(const Call& call) { return !call.output.weights.data; }
+  static constexpr bool possible = Laned<Number> &&
+                                   score_traits<typename Score::Similarity>.vectorised &&
+                                   !WithWeights<typename Call::Output>;
+  static std::true_type suits(const Call&) { return {}; }
 
   explicit Forward(const Call& call)
       : call_(call),
@@ -71,9 +73,7 @@ class Forward {
     for (Index item = first; item < last; ++item) {
       const Index head = item / panels_.count % problem_.heads;
       const Index batch = problem_.first_entry() + item / panels_.count / problem_.heads;
-      const auto panel = panels_[item % panels_.count];
-      with_vectors(panel.vectors,
-                   [&]<int Vectors>() { attend<Vectors>(space, batch, head, panel.first); });
+      attend(space, batch, head, panels_[item % panels_.count]);
     }
   }
 
@@ -152,17 +152,17 @@ class Forward {
     return {copy.data + first * width, width};
   }
 
-  template <int Vectors>
-  EIGEN_DONT_INLINE void attend(Workspace& space, Index batch, Index head, Index first) const {
-    constexpr Index lanes = Vectors * L::size;
+  EIGEN_DONT_INLINE void attend(Workspace& space, Index batch, Index head,
+                                const typename Panels<Number>::Panel& panel) const {
+    const Index first = panel.first, lanes = panel.vectors * L::size;
     const Index count = std::min(lanes, problem_.queries - first);
     const Index kv_head = head / (problem_.heads / problem_.kv_heads);
 
-    space.scorer.template pack<Vectors>(slab(call_.query, batch, head), first, count);
+    space.scorer.pack(slab(call_.query, batch, head), first, count, lanes);
     Index tiles = 0;      // in the output
     bool joined = false;  // whether others are in `older`
-    OnlineSoftmax<Number, Vectors, Unit> softmax;
-    PanelMask<Mask, Number, Vectors> mask(call_.mask, batch, head, first, count, problem_.keys);
+    Softmax softmax;
+    PanelMask<Mask, Number> mask(call_.mask, batch, head, first, count, lanes, problem_.keys);
 
     for (Index k = mask.begin(); k < mask.end(); k += tile_keys_) {
       const Index keys = std::min(tile_keys_, mask.end() - k);
@@ -170,55 +170,51 @@ class Forward {
       if (coverage == Coverage::empty) continue;
 
       if (tiles == most_tiles) {
-        join_sums<Vectors>(space.older, space.output, softmax.sum, problem_.value_dim, joined);
+        join_sums(space.older, space.output, softmax.sum, lanes, problem_.value_dim, joined);
         std::fill(softmax.sum, softmax.sum + lanes, Number(0));
         joined = true;
         tiles = 0;
       }
-      alignas(64) Number largest[length(lanes)];
-      const ScoreTile<Number, Vectors> tile{.scores = space.scores,
-                                            .batch = batch,
-                                            .head = head,
-                                            .query = first,
-                                            .queries = count,
-                                            .key = k,
-                                            .keys = keys};
+      alignas(64) Number largest[length(widest)];
+      const PanelScores<Number> tile{.scores = space.scores,
+                                     .lanes = lanes,
+                                     .batch = batch,
+                                     .head = head,
+                                     .query = first,
+                                     .queries = count,
+                                     .key = k,
+                                     .keys = keys};
       const auto key = rows(key_rows_, batch, kv_head, k, keys, problem_.key_dim, space.keys);
       space.scorer.take_keys(key, batch * problem_.kv_heads + kv_head, k, keys, problem_.keys);
-      score_tile(space, tile, key, coverage, mask, largest);
-      const auto runs = [&mask](Index from, Index to, const auto& body)
-                            __attribute__((always_inline)) { mask.for_each_stair(from, to, body); };
-      if (coverage == Coverage::partial) {
-        softmax.absorb(space.scores, keys, largest, runs);
-      } else {
-        softmax.absorb(space.scores, keys, largest);
-      }
+      with_vectors(panel.vectors, [&]<int Vectors>() {
+        score_tile<Vectors>(space, tile, key, coverage, mask, largest);
+        softmax.template absorb<Vectors>(space.scores, keys, largest, mask.stairs());
+      });
       if (call_.dropout.active()) drop(tile);
       if (tiles == 0 && !joined && k + keys >= mask.end() &&
           write_rows(space, tile, kv_head, coverage, mask, softmax)) {
         return;
       }
-      if (joined) fade_sums<Vectors>(space.older, softmax.correction);
-      add_values<Vectors>(space, tile, kv_head, coverage, mask,
-                          tiles > 0 ? softmax.correction : nullptr);
+      if (joined) fade_sums(space.older, softmax.correction, lanes);
+      add_values(space, tile, kv_head, coverage, mask, tiles > 0 ? softmax.correction : nullptr);
       ++tiles;
     }
     if (tiles == 0) std::fill(space.output, space.output + problem_.value_dim * lanes, Number(0));
     if (joined) {
-      join_sums<Vectors>(space.older, space.output, softmax.sum, problem_.value_dim, true);
+      join_sums(space.older, space.output, softmax.sum, lanes, problem_.value_dim, true);
       const Number* sums = space.older + 2 * lanes;
       std::copy(sums - lanes, sums, softmax.sum);
       std::copy(sums, sums + problem_.value_dim * lanes, space.output);
     }
-    finish<Vectors>(space, softmax, batch, head, first, count);
+    finish(space, softmax, batch, head, first, count, lanes);
   }
 
   /// Scores of a tile, hidden ones -infinity, and the largest of each lane. The largest of keys
   /// that every query sees falls out of the register tiles; only the edges are gone through again.
   template <int Vectors>
-  void score_tile(Workspace& space, const ScoreTile<Number, Vectors>& tile,
-                  const Rows<Number>& rows, Coverage coverage, const auto& mask,
-                  Number* largest) const {
+  void score_tile(Workspace& space, const PanelScores<Number>& panel, const Rows<Number>& rows,
+                  Coverage coverage, const auto& mask, Number* largest) const {
+    const auto tile = panel.template of_width<Vectors>();
     constexpr Index lanes = Vectors * L::size, step = tile_rows<Vectors>;
     Index clear_begin = 0, clear_end = tile.keys;
     if (coverage == Coverage::partial) {
@@ -254,8 +250,8 @@ class Forward {
         transform_scores<Vectors, From>(tile, first, last, largest, hide);
       };
       if (coverage == Coverage::partial) {
-        mask.for_each_stair(0, clear_begin, edge);
-        mask.for_each_stair(clear_end, tile.keys, edge);
+        mask.stairs().template for_each<Vectors>(0, clear_begin, edge);
+        mask.stairs().template for_each<Vectors>(clear_end, tile.keys, edge);
       }
     }
   }
@@ -301,8 +297,7 @@ class Forward {
     for (int v = From; v < Vectors; ++v) most[v].store(largest + v * L::size);
   }
 
-  template <int Vectors>
-  EIGEN_DONT_INLINE void drop(const ScoreTile<Number, Vectors>& tile) const {
+  EIGEN_DONT_INLINE void drop(const PanelScores<Number>& tile) const {
     for (Index lane = 0; lane < tile.queries; ++lane) {
       const auto row = call_.dropout.row(tile.batch, tile.head, tile.query + lane);
       for (Index j = 0; j < tile.keys; ++j) {
@@ -318,10 +313,8 @@ class Forward {
 
   /// Writes the results of a panel that sees no other tile, with lanes over features: they need not
   /// be turned, and lanes that are no queries cost nothing. False where this does not suit.
-  template <int Vectors>
-  bool write_rows(Workspace& space, const ScoreTile<Number, Vectors>& tile, Index kv_head,
-                  Coverage coverage, const auto& mask,
-                  OnlineSoftmax<Number, Vectors, Unit>& softmax) const {
+  bool write_rows(Workspace& space, const PanelScores<Number>& tile, Index kv_head,
+                  Coverage coverage, const auto& mask, Softmax& softmax) const {
     const Index width = problem_.value_dim;
     const auto output = slab(call_.output.output, tile.batch, tile.head);
     if (!in_rows || tile.keys > few_keys || width % L::size != 0) return false;
@@ -329,8 +322,8 @@ class Forward {
         rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
     const bool finite = coverage != Coverage::partial || edges_finite(read, tile.keys, mask);
     const Rows<Number> values = finite ? read : finite_rows(space, read, tile.keys);
-    alignas(64) Number factor[length(Vectors * L::size)];
-    L zero = output_factors(softmax, tile.head, factor);
+    alignas(64) Number factor[length(widest)];
+    L zero = output_factors(softmax, tile.head, tile.lanes, factor);
     // Who sees a row that is not finite is computed again by the definition.
     for (Index j = 0; j < tile.keys && !finite; ++j) {
       if (all_finite(read[j], width)) continue;
@@ -338,13 +331,15 @@ class Forward {
         if (sees(mask, j, lane)) factor[lane] = std::numeric_limits<Number>::quiet_NaN();
       }
     }
-    for (int v = 0; v < Vectors; ++v) {
-      const L each = L::load(factor + v * L::size);
-      const Index keys = mask.stair(v), first = v * L::size;
-      for (Index j = 0; j < keys; ++j) (L::load(tile.at(j, v)) * each).store(tile.at(j, v));
-      zero +=
-          weighted_rows(tile.scores + first, tile.lanes, std::min(L::size, tile.queries - first),
-                        keys, values, width, output, tile.query + first);
+    for (Index first = 0; first < tile.lanes; first += L::size) {
+      const L each = L::load(factor + first);
+      const Index keys = mask.stair(static_cast<int>(first / L::size));
+      Number* const weights = tile.scores + first;
+      for (Index j = 0; j < keys; ++j) {
+        (L::load(weights + j * tile.lanes) * each).store(weights + j * tile.lanes);
+      }
+      zero += weighted_rows(weights, tile.lanes, std::min(L::size, tile.queries - first), keys,
+                            values, width, output, tile.query + first);
     }
     write_log_sum_exp(softmax, tile.batch, tile.head, tile.query, tile.queries);
     if (!(sum_of_lanes(zero) == 0)) {
@@ -382,12 +377,10 @@ class Forward {
 
   /// What sums of values are multiplied by, for each lane, once the sinks have joined the softmax.
   /// Returns zeros, or NaN where a factor is not finite.
-  template <int Vectors>
-  EIGEN_ALWAYS_INLINE L output_factors(OnlineSoftmax<Number, Vectors, Unit>& softmax, Index head,
-                                       Number* factor) const {
+  EIGEN_DONT_INLINE L output_factors(Softmax& softmax, Index head, Index lanes,
+                                     Number* factor) const {
     L zero(0);
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) {
+    for (int v = 0; v < static_cast<int>(lanes / L::size); ++v) {
       L fade(1);
       for_each_sink(call_.score.modifiers, head,
                     [&](Number logit) { fade *= softmax.absorb_score(v, logit); });
@@ -398,39 +391,36 @@ class Forward {
     return zero;
   }
 
-  template <int Vectors>
-  void write_log_sum_exp(const OnlineSoftmax<Number, Vectors, Unit>& softmax, Index batch,
-                         Index head, Index first, Index count) const {
+  void write_log_sum_exp(const Softmax& softmax, Index batch, Index head, Index first,
+                         Index count) const {
     const auto& log_sum_exp = call_.output.log_sum_exp;
     if (!log_sum_exp.data) return;
-    alignas(64) Number row[length(Vectors * L::size)];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
+    alignas(64) Number row[length(widest)];
+    for (int v = 0; v * L::size < count; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
     for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];
   }
 
   /// Adds weights x values to the output. A hidden pair has weight 0, but 0 times NaN or infinity
   /// is NaN: rows of values that are hidden from some query and not finite are taken out of the
   /// product and added to the queries that see them.
-  template <int Vectors>
-  void add_values(Workspace& space, const ScoreTile<Number, Vectors>& tile, Index kv_head,
+  void add_values(Workspace& space, const PanelScores<Number>& tile, Index kv_head,
                   Coverage coverage, const auto& mask, const Number* correction) const {
     const Index width = problem_.value_dim;
     const auto read =
         rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
-    if (coverage != Coverage::partial || edges_finite(read, tile.keys, mask)) {
-      if (coverage != Coverage::partial) {
-        return add_product<Vectors>(space.scores, read, tile.keys, width, correction, space.output);
-      }
-      return add_product_of_runs<Vectors>(space.scores, read, width, correction, space.output,
-                                          [&](const auto& body) __attribute__((always_inline)) {
-                                            mask.for_each_stair(0, tile.keys, body);
-                                          });
-    }
-    add_product_of_runs<Vectors>(
-        space.scores, finite_rows(space, read, tile.keys), width, correction, space.output,
-        [&](const auto& body)
-            __attribute__((always_inline)) { mask.for_each_stair(0, tile.keys, body); });
+    const auto add = [&](const Rows<Number>& values) {
+      with_vectors(tile.lanes / L::size, [&]<int Vectors>() {
+        if constexpr (!HidesNothing<Mask>) {
+          if (coverage == Coverage::partial) {
+            return add_product<Vectors>(space.scores, values, tile.keys, mask.stairs(), width,
+                                        correction, space.output);
+          }
+        }
+        add_product<Vectors>(space.scores, values, tile.keys, width, correction, space.output);
+      });
+    };
+    if (coverage != Coverage::partial || edges_finite(read, tile.keys, mask)) return add(read);
+    add(finite_rows(space, read, tile.keys));
     for (Index j = 0; j < tile.keys; ++j) {
       if (all_finite(read[j], width)) continue;
       for (Index lane = 0; lane < tile.lanes; ++lane) {
@@ -443,12 +433,10 @@ class Forward {
     }
   }
 
-  template <int Vectors>
-  void finish(Workspace& space, OnlineSoftmax<Number, Vectors, Unit>& softmax, Index batch,
-              Index head, Index first, Index count) const {
-    constexpr Index lanes = Vectors * L::size;
-    alignas(64) Number factor[length(lanes)];
-    L zero = output_factors(softmax, head, factor);
+  EIGEN_DONT_INLINE void finish(Workspace& space, Softmax& softmax, Index batch, Index head,
+                                Index first, Index count, Index lanes) const {
+    alignas(64) Number factor[length(widest)];
+    L zero = output_factors(softmax, head, lanes, factor);
     zero += unpack_lanes(space.output, factor, lanes, count, problem_.value_dim,
                          slab(call_.output.output, batch, head), first);
     write_log_sum_exp(softmax, batch, head, first, count);

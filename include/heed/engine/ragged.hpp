@@ -329,10 +329,10 @@ struct RaggedCall
     return own;
   }
 
-  template <class E, class N, class W>
-  ForwardOutput<E, N, W> part(const ForwardOutput<E, N, W>& of, Index b, const Problem& own) const {
+  template <class E, class N>
+  ForwardOutput<E, N> part(const ForwardOutput<E, N>& of, Index b, const Problem& own) const {
     const Index first = query_offsets.begin(b);
-    ForwardOutput<E, N, W> result{token_range(of.output, first, own.queries), {}, {}};
+    ForwardOutput<E, N> result{token_range(of.output, first, own.queries), {}};
     if (of.log_sum_exp.data) result.log_sum_exp = token_range(of.log_sum_exp, first, own.queries);
     return result;
   }

@@ -9,14 +9,12 @@ namespace heed::detail {
 /// Sums of many tiles of keys that are set apart, since a chain of additions has a rounding error
 /// that grows with its length: older = factor * older + output, and likewise the sums of weights,
 /// after which the factor is 1. Laid out as [factor, sum of weights, output...][lane], for `width`
-/// features; with nothing joined before, what is there is not read.
-template <int Vectors, class Number>
+/// features and whole vectors of lanes; with nothing joined before, what is there is not read.
+template <class Number>
 EIGEN_DONT_INLINE void join_sums(Number* older, const Number* output, const Number* sum,
-                                 Index width, bool joined) {
+                                 Index lanes, Index width, bool joined) {
   using L = Lanes<Number>;
-  constexpr Index lanes = Vectors * L::size;
   const auto add = [&](Number* to, const Number* from) __attribute__((always_inline)) {
-#pragma GCC unroll 16
     for (Index lane = 0; lane < lanes; lane += L::size) {
       const L x = L::load(from + lane);
       (joined ? fma(L::load(to + lane), L::load(older + lane), x) : x).store(to + lane);
@@ -28,11 +26,10 @@ EIGEN_DONT_INLINE void join_sums(Number* older, const Number* output, const Numb
 }
 
 /// The largest score of some lanes may have changed.
-template <int Vectors, class Number>
-EIGEN_ALWAYS_INLINE void fade_sums(Number* factor, const Number* correction) {
+template <class Number>
+void fade_sums(Number* factor, const Number* correction, Index lanes) {
   using L = Lanes<Number>;
-#pragma GCC unroll 16
-  for (Index lane = 0; lane < Vectors * L::size; lane += L::size) {
+  for (Index lane = 0; lane < lanes; lane += L::size) {
     (L::load(factor + lane) * L::load(correction + lane)).store(factor + lane);
   }
 }

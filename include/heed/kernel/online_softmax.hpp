@@ -7,6 +7,7 @@
 
 #include "heed/core/unit.hpp"
 #include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/stairs.hpp"
 #include "heed/simd/math.hpp"
 
 namespace heed::detail {
@@ -22,29 +23,22 @@ EIGEN_ALWAYS_INLINE void weigh(Lanes<Scalar> (&x)[N]) {
   }
 }
 
-/// Scores of which all vectors count.
-struct AllVectors {
-  EIGEN_ALWAYS_INLINE void operator()(Index first, Index last, const auto& body) const {
-    if (first < last) body.template operator()<0>(first, last);
-  }
-};
-
 /// What a score is multiplied by to be in natural units.
 template <class Unit>
 inline constexpr double natural_unit = Unit::binary == 1 ? ln_2 : 1;
 
-/// Softmax over keys that arrive tile by tile, for Vectors * L::size queries side by side (Milakov
-/// and Gimelshein, "Online normalizer calculation for softmax", 2018). After each tile
+/// Softmax over keys that arrive tile by tile, for up to Widest * L::size queries side by side
+/// (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). After each tile
 ///   sum = sum over keys so far of e^(score - largest),
 /// and what was accumulated with the previous `largest` has to be multiplied by `correction`.
 /// `Unit` is that of the scores.
 ///
 /// Sums are taken in runs of 16 keys, these in tiles, these over all keys: a chain of n equal
 /// additions has a relative error of about sqrt(n / 3) roundings, three short chains of far less.
-template <class Scalar, int Vectors, class Unit>
+template <class Scalar, int Widest, class Unit>
 struct OnlineSoftmax {
   using L = Lanes<Scalar>;
-  static constexpr Index lanes = Vectors * L::size;
+  static constexpr Index lanes = Widest * L::size;
   static constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
 
   alignas(64) Scalar largest[length(lanes)];
@@ -58,13 +52,12 @@ struct OnlineSoftmax {
     }
   }
 
-  /// Takes in count keys, whose largest scores are tile_max, and turns the scores into
-  /// e^(score - largest). Scores of -infinity give exactly 0. `runs`(first, last, body) calls
-  /// body.template operator()<From>(begin, end) for runs of keys, of which the vectors From and up
-  /// count.
-  template <class Runs = AllVectors>
+  /// Takes in count keys of Vectors vectors of queries, whose largest scores are tile_max, and
+  /// turns the scores into e^(score - largest). Scores of -infinity give exactly 0. Keys that do
+  /// not count for a vector, see Stairs, are not looked at.
+  template <int Vectors = Widest, class Steps = AllVectors>
   EIGEN_DONT_INLINE void absorb(Scalar* scores, Index count, const Scalar* tile_max,
-                                const Runs& runs = {}) {
+                                const Steps& steps = {}) {
     L shift[length(Vectors)], fade[length(Vectors)], total[length(Vectors)];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
@@ -80,36 +73,38 @@ struct OnlineSoftmax {
     weigh<Unit>(fade);
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) fade[v].store(correction + v * L::size);
-    runs(0, count, [&]<int From>(Index begin, Index end) __attribute__((always_inline)) {
-      constexpr int vectors = Vectors - From;
-      constexpr Index run = 16;
-      for (Index first = begin; first < end; first += run) {
-        L part[length(vectors)];
+    steps.template for_each<Vectors>(
+        0, count, [&]<int From>(Index begin, Index end) __attribute__((always_inline)) {
+          constexpr int vectors = Vectors - From;
+          constexpr Index run = 16;
+          for (Index first = begin; first < end; first += run) {
+            L part[length(vectors)];
 #pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) part[v] = L(0);
-        // Three or four vectors at a time: enough to fill the units, and they stay in registers.
-        for_each_tile<4 / vectors>(
-            std::min(first + run, end),
-            [&]<int Keys>(Index key) __attribute__((always_inline)) {
-              L weight[length(Keys * vectors)];
-              Scalar* at = scores + key * lanes + From * L::size;
+            for (int v = 0; v < vectors; ++v) part[v] = L(0);
+            // Three or four vectors at a time: enough to fill the units, and they stay in
+            // registers.
+            for_each_tile<4 / vectors>(
+                std::min(first + run, end),
+                [&]<int Keys>(Index key) __attribute__((always_inline)) {
+                  L weight[length(Keys * vectors)];
+                  Scalar* at = scores + key * Vectors * L::size + From * L::size;
 #pragma GCC unroll 16
-              for (int i = 0; i < Keys * vectors; ++i) {
-                weight[i] = L::load(at + i / vectors * lanes + i % vectors * L::size) -
-                            shift[From + i % vectors];
-              }
-              weigh<Unit>(weight);
+                  for (int i = 0; i < Keys * vectors; ++i) {
+                    weight[i] = L::load(at + (i / vectors * Vectors + i % vectors) * L::size) -
+                                shift[From + i % vectors];
+                  }
+                  weigh<Unit>(weight);
 #pragma GCC unroll 16
-              for (int i = 0; i < Keys * vectors; ++i) {
-                weight[i].store(at + i / vectors * lanes + i % vectors * L::size);
-                part[i % vectors] += weight[i];
-              }
-            },
-            first);
+                  for (int i = 0; i < Keys * vectors; ++i) {
+                    weight[i].store(at + (i / vectors * Vectors + i % vectors) * L::size);
+                    part[i % vectors] += weight[i];
+                  }
+                },
+                first);
 #pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) total[From + v] += part[v];
-      }
-    });
+            for (int v = 0; v < vectors; ++v) total[From + v] += part[v];
+          }
+        });
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       const Index at = v * L::size;

@@ -5,6 +5,7 @@
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/kernel/stairs.hpp"
 #include "heed/simd/lanes.hpp"
 
 namespace heed::detail {
@@ -91,12 +92,11 @@ void add_outer(const QueryPanel* query_panels, Index panel_count, const Accumula
   }
 }
 
-/// add_product of keys of which some vectors do not count: `runs`(body) calls
-/// body.template operator()<From>(begin, end) for runs of keys, of which the vectors From and up
-/// do.
-template <int Vectors, class Scalar, class Runs>
-EIGEN_DONT_INLINE void add_product_of_runs(const Scalar* panel, const Rows<Scalar>& x, Index width,
-                                           const Scalar* factor, Scalar* result, const Runs& runs) {
+/// add_product of keys that do not count for all vectors.
+template <int Vectors, class Scalar>
+EIGEN_DONT_INLINE void add_product(const Scalar* panel, const Rows<Scalar>& x, Index depth,
+                                   const Stairs& stairs, Index width, const Scalar* factor,
+                                   Scalar* result) {
   using L = Lanes<Scalar>;
   for_each_tile<tile_rows<Vectors>>(width, [&]<int Columns>(
                                                Index c) __attribute__((always_inline)) {
@@ -106,23 +106,25 @@ EIGEN_DONT_INLINE void add_product_of_runs(const Scalar* panel, const Rows<Scala
 #pragma GCC unroll 16
       for (L& vector : row) vector = L(0);
     }
-    runs([&]<int From>(Index begin, Index end) __attribute__((always_inline)) {
+    stairs.for_each<Vectors>(0, depth,
+                             [&]<int From>(Index begin, Index end) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (Index j = begin; j < end; ++j) {
-        L lanes[length(Vectors)];
+                               for (Index j = begin; j < end; ++j) {
+                                 L lanes[length(Vectors)];
 #pragma GCC unroll 16
-        for (int v = From; v < Vectors; ++v) {
-          lanes[v] = L::load(panel + (j * Vectors + v) * L::size).pinned();
-        }
-        const Scalar* row = x[j] + c;
+                                 for (int v = From; v < Vectors; ++v) {
+                                   lanes[v] = L::load(panel + (j * Vectors + v) * L::size).pinned();
+                                 }
+                                 const Scalar* row = x[j] + c;
 #pragma GCC unroll 24
-        for (int r = 0; r < Columns; ++r) {
-          const L broadcast(row[r]);
+                                 for (int r = 0; r < Columns; ++r) {
+                                   const L broadcast(row[r]);
 #pragma GCC unroll 16
-          for (int v = From; v < Vectors; ++v) sum[r][v] = fma(lanes[v], broadcast, sum[r][v]);
-        }
-      }
-    });
+                                   for (int v = From; v < Vectors; ++v)
+                                     sum[r][v] = fma(lanes[v], broadcast, sum[r][v]);
+                                 }
+                               }
+                             });
 #pragma GCC unroll 24
     for (int r = 0; r < Columns; ++r) {
 #pragma GCC unroll 16

@@ -251,8 +251,8 @@ struct MultiHeadAttention {
         std::swap(weights.shape[0], weights.shape[1]);
         std::swap(weights.strides[0], weights.strides[1]);
       }
-      return detail::ForwardOutput<Element, detail::Accumulator<Element>>{
-          split_heads(pass.context, config_.num_heads), {}, weights};
+      return detail::WeightedOutput<Element, detail::Accumulator<Element>>{
+          {split_heads(pass.context, config_.num_heads), {}}, weights};
     });
     output_projection.into(detail::as_batch(view(pass.output)), pass.context, options.pool);
     result.output = std::move(pass.output);
@@ -575,7 +575,7 @@ struct MultiHeadAttention {
               const AttentionOptions& options) const {
     make_call(query, key, value).run(scaled_dot_product(), mask, options, [&] {
       return detail::ForwardOutput<Element, detail::Accumulator<Element>>{
-          split_heads(context, config_.num_heads), log_sum_exp, {}};
+          split_heads(context, config_.num_heads), log_sum_exp};
     });
   }
 

@@ -50,8 +50,7 @@ auto ring_forward(const char* function, bool with_log_sum_exp, const Q& q, const
   const ForwardOutput<Number, Number> to{packed_view(output, shape),
                                          {rows,
                                           {p.batch, p.heads, ring.queries.rows},
-                                          {p.heads * ring.queries.rows, ring.queries.rows, 1}},
-                                         {}};
+                                          {p.heads * ring.queries.rows, ring.queries.rows, 1}}};
   merged->start();
   const auto nothing = [](Index) {};
   ring.run(

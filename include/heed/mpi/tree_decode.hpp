@@ -254,8 +254,7 @@ auto tree_decode(const Q& q, const Cache& cache, MPI_Comm communicator, const S&
         {rows.data() + 2,
          {batch, p.heads, p.queries, p.value_dim},
          {p.heads * p.queries * size, p.queries * size, size, 1}},
-        {of_rows.data(), {batch, p.heads, p.queries}, {p.heads * p.queries, p.queries, 1}},
-        {}};
+        {of_rows.data(), {batch, p.heads, p.queries}, {p.heads * p.queries, p.queries, 1}}};
     const auto run = [&](const Problem& own, const Dropout& from_here) {
       const BoundCall<ScalarOf<Q>, std::remove_const_t<decltype(keys)>,
                       std::remove_const_t<decltype(values)>, std::remove_const_t<decltype(fused)>,

@@ -45,7 +45,7 @@ auto attend(const char* function, const Q& q, const K& k, const V& v, const S& s
   decltype(call.make_output()) output;
   call.run(score, mask, options, [&] {
     output = call.make_output();
-    return ForwardOutput<typename Call::Element, typename Call::Number>{Call::wide(output), {}, {}};
+    return ForwardOutput<typename Call::Element, typename Call::Number>{Call::wide(output), {}};
   });
   return output;
 }
@@ -86,8 +86,7 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
   const auto wide = detail::result_target(call, out, call.output_shape(), "the output");
   using Element = std::remove_pointer_t<decltype(wide.data)>;
   using Number = typename detail::CallOf<Q, K, V>::Number;
-  call.run(score, mask, options,
-           [&] { return detail::ForwardOutput<Element, Number>{wide, {}, {}}; });
+  call.run(score, mask, options, [&] { return detail::ForwardOutput<Element, Number>{wide, {}}; });
 }
 
 /// softmax over keys of score(query_i, key_j) where mask allows (i, j), times value.
@@ -133,7 +132,7 @@ auto attention_forward(const Q& q, const K& k, const V& v, const S& score = scal
     pass.output = call.make_output();
     pass.log_sum_exp = call.make_log_sum_exp();
     return detail::ForwardOutput<typename Call::Element, typename Call::Number>{
-        Call::wide(pass.output), Call::wide_rows(pass.log_sum_exp), {}};
+        Call::wide(pass.output), Call::wide_rows(pass.log_sum_exp)};
   });
   return pass;
 }
@@ -153,8 +152,8 @@ auto attention_with_weights(const Q& q, const K& k, const V& v,
     result.output = call.make_output();
     result.weights = call.make_weights();
     using Number = typename detail::TensorCall<Q, K, V>::Number;
-    return detail::ForwardOutput<detail::ScalarOf<Q>, Number>{
-        detail::rank4(result.output), {}, detail::rank4(result.weights)};
+    return detail::WeightedOutput<detail::ScalarOf<Q>, Number>{{detail::rank4(result.output), {}},
+                                                               detail::rank4(result.weights)};
   });
   return result;
 }
@@ -176,7 +175,7 @@ void attention_with_weights_into(Out&& out, Weights&& weights, const Q& q, const
   using Weight = std::remove_pointer_t<decltype(pairs.data)>;
   using Number = typename detail::TensorCall<Q, K, V>::Number;
   call.run_reference(score, mask, options, [&] {
-    return detail::ForwardOutput<Element, Number, Weight>{output, {}, pairs};
+    return detail::WeightedOutput<Element, Number, Weight>{{output, {}}, pairs};
   });
 }
 

@@ -55,7 +55,7 @@ struct QueryBlock {
   using ValueScorer = Scorer<Number, Product<Number>>;
   using KeyPanels = std::conditional_t<product, Panels<Number>, SingleVectors<Number>>;
   using ValuePanels = Panels<Number>;
-  using Mask = PanelMask<typename Call::Mask, Number, Panels<Number>::widest>;
+  using Mask = PanelMask<typename Call::Mask, Number>;
 
   /// Queries of a block: the sums over them stay in registers, so the more the better, as long as a
   /// tile of their P fits the first-level cache beside a panel of dO: 96 float lanes of 8, and 48
@@ -142,15 +142,13 @@ struct QueryBlock {
       tiles[n] = 0;
       joined[n] = false;
       read_lanes(n);
-      masks[n].emplace(call.mask, batch, head, first + start, panel.count, p.keys);
-      with_vectors(widths[n].vectors, [&]<int Vectors>() {
-        value_scorer(n).template pack<Vectors>(grad_output, first + start, panel.count);
-        if constexpr (has_matrix) {
-          transform_queries<Vectors>(n);
-        } else {
-          key_scorer(n).template pack<Vectors>(queries, first + start, panel.count);
-        }
-      });
+      masks[n].emplace(call.mask, batch, head, first + start, panel.count, width, p.keys);
+      value_scorer(n).pack(grad_output, first + start, panel.count, width);
+      if constexpr (has_matrix) {
+        transform_queries(n);
+      } else {
+        key_scorer(n).pack(queries, first + start, panel.count, width);
+      }
     }
     if constexpr (has_matrix) pack_rows();
     if (dead) clear_dead();
@@ -313,21 +311,22 @@ struct QueryBlock {
   }
 
   /// q M, to lanes over queries in the scorer and to rows.
-  template <int Vectors>
   void transform_queries(Index n) {
     const QueryPanel& panel = panels[n];
     Number* raw = raw_query + panel.first * p.query_dim;
     pack_lanes(slab(call.query, batch, head), first + panel.first, panel.count, p.query_dim,
                panel.lanes, raw);
     Number* transformed = d_query + panel.first * p.key_dim;  // not in use yet
-    add_product<Vectors>(raw, Rows<Number>{matrix, p.key_dim}, p.query_dim, p.key_dim,
-                         static_cast<const Number*>(nullptr), transformed);
+    with_vectors(panel.lanes / L::size, [&]<int Vectors>() {
+      add_product<Vectors>(raw, Rows<Number>{matrix, p.key_dim}, p.query_dim, p.key_dim,
+                           static_cast<const Number*>(nullptr), transformed);
+    });
     Number factor[length(panel_lanes)];
     std::fill(factor, factor + panel.lanes, factor_of_query());
     const Slab<Number> to{rows, p.key_dim, 1};
     unpack_lanes(transformed, factor, panel.lanes, panel.count, p.key_dim, to, panel.first);
     const Slab<const Number> from{rows, p.key_dim, 1};
-    key_scorer(n).template pack<Vectors>(from, panel.first, panel.count);
+    key_scorer(n).pack(from, panel.first, panel.count, panel.lanes);
   }
 
   void pack_rows() {

@@ -35,7 +35,7 @@ class ReferenceBackward {
 
  public:
   static constexpr bool possible = true;
-  static bool suits(const Call&) { return true; }
+  static std::true_type suits(const Call&) { return {}; }
 
   explicit ReferenceBackward(const Call& call) : problem_(call.problem), call_(call) {}
 

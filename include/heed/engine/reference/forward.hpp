@@ -24,10 +24,11 @@ class ReferenceRow {
  public:
   explicit ReferenceRow(const Call& call)
       : call_(call),
-        query_(at(call.problem.key_dim), zero),
-        row_(at(call.problem.keys), zero),
-        part_(at(call.problem.value_dim), zero),
-        sums_(at(call.problem.value_dim), zero) {}
+        memory_(at(call.problem.key_dim + call.problem.keys + 2 * call.problem.value_dim), zero),
+        query_(memory_.data()),
+        row_(query_ + call.problem.key_dim),
+        part_(row_ + call.problem.keys),
+        sums_(part_ + call.problem.value_dim) {}
 
   /// body(key, score) for every key that the query sees, in order; the score is after all
   /// modifiers.
@@ -37,13 +38,13 @@ class ReferenceRow {
     const Index kv = h / (problem.heads / problem.kv_heads);
     prepare_query(
         score.similarity, problem,
-        [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); }, query_.data());
+        [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); }, query_);
     for_each_visible(
         call_.mask, call_.mask.row(b, h, i), b, h, i, Index(0), problem.keys, [&](Index j) {
           const auto key = call_.keys.run(b, kv, j, 1);
           Number sum = zero;
           for (Index c = 0; c < problem.key_dim; ++c) {
-            sum = score.similarity.step(sum, query_[at(c)], key.template at<Number>(0, c), c);
+            sum = score.similarity.step(sum, query_[c], key.template at<Number>(0, c), c);
           }
           Number entry = score.similarity.finish(sum);
           std::apply(
@@ -61,8 +62,7 @@ class ReferenceRow {
     const Index kv = h / (problem.heads / problem.kv_heads);
     const auto keys = call_.mask.row(b, h, i);
     const auto for_each_key = [&](Index first, Index last, const auto& body) {
-      for_each_visible(call_.mask, keys, b, h, i, first, last,
-                       [&](Index j) { body(j, row_[at(j)]); });
+      for_each_visible(call_.mask, keys, b, h, i, first, last, [&](Index j) { body(j, row_[j]); });
     };
     const auto in_blocks = [&](const auto& body) {
       for (Index first = 0; first < problem.keys; first += block) {
@@ -72,7 +72,7 @@ class ReferenceRow {
 
     Number largest = -infinity;
     for_each_score(b, h, i, [&](Index j, const Number& entry) {
-      row_[at(j)] = entry;
+      row_[j] = entry;
       if (entry > largest) largest = entry;
     });
     const auto& modifiers = call_.definition.modifiers;
@@ -98,30 +98,32 @@ class ReferenceRow {
     if (to.log_sum_exp.data) {
       to.log_sum_exp(b, h, i) = empty ? Number(-infinity) : Number(shift + log(sum));
     }
-    if (to.weights.data) {
+    if constexpr (WithWeights<typename Call::Output>) {
       for (Index j = 0; j < problem.keys; ++j) store(to.weights(b, h, i, j), zero);
     }
-    std::fill(sums_.begin(), sums_.end(), zero);
+    std::fill_n(sums_, problem.value_dim, zero);
     if (!empty) {
       const auto counter = call_.dropout.row(b, h, i);
       const auto scale = static_cast<Number>(call_.dropout.scale());
       in_blocks([&](Index first, Index last) {
-        std::fill(part_.begin(), part_.end(), zero);
+        std::fill_n(part_, problem.value_dim, zero);
         for_each_key(first, last, [&](Index j, Number& entry) {
           const Number weight = entry / sum;
-          if (to.weights.data) store(to.weights(b, h, i, j), weight);
+          if constexpr (WithWeights<typename Call::Output>) {
+            store(to.weights(b, h, i, j), weight);
+          }
           const Number kept = !call_.dropout.active()           ? weight
                               : call_.dropout.keeps(counter, j) ? Number(weight * scale)
                                                                 : Number(weight * zero);
           const auto value = call_.values.run(b, kv, j, 1);
           for (Index c = 0; c < problem.value_dim; ++c) {
-            part_[at(c)] += kept * value.template at<Number>(0, c);
+            part_[c] += kept * value.template at<Number>(0, c);
           }
         });
-        for (Index c = 0; c < problem.value_dim; ++c) sums_[at(c)] += part_[at(c)];
+        for (Index c = 0; c < problem.value_dim; ++c) sums_[c] += part_[c];
       });
     }
-    for (Index c = 0; c < problem.value_dim; ++c) store(to.output(b, h, i, c), sums_[at(c)]);
+    for (Index c = 0; c < problem.value_dim; ++c) store(to.output(b, h, i, c), sums_[c]);
   }
 
  private:
@@ -133,7 +135,8 @@ class ReferenceRow {
 
   const Number zero = Number(0.0), infinity = Number(std::numeric_limits<double>::infinity());
   const Call& call_;
-  std::vector<Number> query_, row_, part_, sums_;
+  std::vector<Number> memory_;
+  Number *query_, *row_, *part_, *sums_;
 };
 
 /// A piece of work is one query of one head.
@@ -159,7 +162,7 @@ template <class Call>
 class Reference {
  public:
   static constexpr bool possible = true;
-  static bool suits(const Call&) { return true; }
+  static std::true_type suits(const Call&) { return {}; }
 
   explicit Reference(const Call& call) : call_(call) {}
 
@@ -178,7 +181,7 @@ template <class Call>
 class ReferenceScores {
  public:
   static constexpr bool possible = true;
-  static bool suits(const Call&) { return true; }
+  static std::true_type suits(const Call&) { return {}; }
 
   explicit ReferenceScores(const Call& call) : call_(call) {}
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "heed/kernel/panels.hpp"
+#include "heed/kernel/stairs.hpp"
 #include "heed/policy/contract.hpp"
 #include "heed/policy/key_set.hpp"
 #include "heed/simd/lanes.hpp"
@@ -14,21 +16,24 @@ enum class Coverage { empty, partial, full };
 template <class Mask>
 concept HidesNothing = mask_traits<Mask>.hides_nothing;
 
-/// What a mask says to the queries of one panel, and to a tile of keys at a time.
-template <class BoundMask, class Scalar, int Vectors>
+/// What a mask says to the queries of one panel, and to a tile of keys at a time. Pairs of a tile
+/// lie as [key][lane of the widest panel].
+template <class BoundMask, class Scalar>
 class PanelMask {
   using L = Lanes<Scalar>;
   using Set = KeySetOf<BoundMask>;
-  static constexpr Index lanes = Vectors * L::size;
+  static constexpr Index vectors = Panels<Scalar>::widest, lanes = vectors * L::size;
 
  public:
-  /// Queries first .. first + count-1 of a head; lanes from count on are as the last query.
-  PanelMask(const BoundMask& mask, Index batch, Index head, Index first, Index count, Index keys)
-      : mask_(mask), batch_(batch), head_(head), first_(first), last_(count - 1) {
+  /// Queries first .. first + count-1 of a head; lanes from count up to `used` are as the last
+  /// query.
+  PanelMask(const BoundMask& mask, Index batch, Index head, Index first, Index count, Index used,
+            Index keys)
+      : mask_(mask), batch_(batch), head_(head), first_(first), last_(count - 1), used_(used) {
     begin_ = keys;
     end_ = 0;
     clear_ = {0, keys};
-    for (Index lane = 0; lane < lanes; ++lane) {
+    for (Index lane = 0; lane < used_; ++lane) {
       Set& row = rows_[lane];
       row = lane < count ? mask.row(batch, head, first + lane) : rows_[last_];
       exact_ = exact_ && row.exact;
@@ -54,14 +59,14 @@ class PanelMask {
   /// where a query's keys are more than one range, or have to be asked for one by one.
   Coverage tile(Index first, Index count, Scalar* pairs) {
     pairs_ = nullptr;
-    std::fill(stairs_, stairs_ + Vectors, count);
+    std::fill(ends_, ends_ + vectors, count);
     clear_begin_ = std::clamp<Index>(clear_.begin - first, 0, count);
     clear_end_ = std::clamp<Index>(clear_.end - first, clear_begin_, count);
     if (clear_end_ - clear_begin_ == count) return Coverage::full;
     if (Set::capacity == 1 && exact_) {
       bool seen = false;
       Index stair = 0;
-      for (Index lane = 0; lane < lanes; ++lane) {
+      for (Index lane = 0; lane < used_; ++lane) {
         const KeyRange range = rows_[lane].count ? rows_[lane][0] : KeyRange{0, 0};
         const Index from = std::clamp<Index>(range.begin - first, 0, count);
         const Index to = std::clamp<Index>(range.end - first, from, count);
@@ -69,7 +74,7 @@ class PanelMask {
         to_[lane] = static_cast<Scalar>(to);
         seen = seen || from < to;
         if (from < to) stair = std::max(stair, to);
-        stairs_[lane / L::size] = stair;
+        ends_[lane / L::size] = stair;
       }
       return seen ? Coverage::partial : Coverage::empty;
     }
@@ -80,20 +85,11 @@ class PanelMask {
   Index clear_begin() const { return clear_begin_; }
   Index clear_end() const { return clear_end_; }
 
-  /// Calls body.template operator()<From>(begin, end) for runs that cover keys first .. last-1 of
-  /// the tile, as far as any query sees them: those of a run are seen by vectors From and up only.
-  /// Under a causal mask these are the steps of the diagonal.
-  template <int From = 0>
-  EIGEN_ALWAYS_INLINE void for_each_stair(Index first, Index last, const auto& body) const {
-    if constexpr (From < Vectors) {
-      const Index end = std::min(last, stairs_[From]);
-      if (first < end) body.template operator()<From>(first, end);
-      for_each_stair<From + 1>(std::max(first, end), last, body);
-    }
-  }
+  /// As far as the queries of each vector see the tile.
+  Stairs stairs() const { return {ends_}; }
 
   /// As many keys of the tile as a query of vectors 0 .. v sees at most.
-  Index stair(int v) const { return stairs_[v]; }
+  Index stair(int v) const { return ends_[v]; }
 
   /// Which lanes of vector v see key j of the tile.
   EIGEN_ALWAYS_INLINE LaneMask<Scalar> visible(Index j, int v) const {
@@ -120,7 +116,7 @@ class PanelMask {
     }
     for (Index j = 0; j < count; ++j) {
       Scalar* const row = pairs + j * lanes;
-      std::fill(row + last_ + 1, row + lanes, row[last_]);
+      std::fill(row + last_ + 1, row + used_, row[last_]);
     }
     if (seen == 0) return Coverage::empty;
     if (seen == count * (last_ + 1)) {
@@ -134,23 +130,23 @@ class PanelMask {
   }
 
   const BoundMask& mask_;
-  Index batch_, head_, first_, last_;
+  Index batch_, head_, first_, last_, used_;
   Set rows_[length(lanes)];
   bool exact_ = true;
   Index begin_, end_;
   KeyRange clear_;  // seen by every query, where each has one exact range
 
   Index clear_begin_ = 0, clear_end_ = 0;
-  Index stairs_[length(Vectors)];  // keys from there on are seen by later vectors alone
+  Index ends_[length(vectors)];  // keys from there on are seen by later vectors alone
   const Scalar* pairs_ = nullptr;
   alignas(64) Scalar from_[length(lanes)];
   alignas(64) Scalar to_[length(lanes)];
 };
 
-template <HidesNothing BoundMask, class Scalar, int Vectors>
-class PanelMask<BoundMask, Scalar, Vectors> {
+template <HidesNothing BoundMask, class Scalar>
+class PanelMask<BoundMask, Scalar> {
  public:
-  PanelMask(const BoundMask&, Index, Index, Index, Index, Index keys) : keys_(keys) {}
+  PanelMask(const BoundMask&, Index, Index, Index, Index, Index, Index keys) : keys_(keys) {}
   Index begin() const { return 0; }
   Index end() const { return keys_; }
   Coverage tile(Index, Index count, Scalar*) {
@@ -160,9 +156,7 @@ class PanelMask<BoundMask, Scalar, Vectors> {
   Index clear_begin() const { return 0; }
   Index clear_end() const { return count_; }
   Index stair(int) const { return count_; }
-  EIGEN_ALWAYS_INLINE void for_each_stair(Index first, Index last, const auto& body) const {
-    if (first < last) body.template operator()<0>(first, last);
-  }
+  AllVectors stairs() const { return {}; }
   EIGEN_ALWAYS_INLINE LaneMask<Scalar> visible(Index, int) const {
     return Lanes<Scalar>(0) == Lanes<Scalar>(0);
   }

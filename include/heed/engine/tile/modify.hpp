@@ -24,6 +24,20 @@ struct ScoreTile {
   PairTile<Scalar> pairs() const { return {scores, lanes, batch, head, query, queries, key, keys}; }
 };
 
+/// A tile of scores of a panel of any width.
+template <class Scalar>
+struct PanelScores {
+  Scalar* scores;
+  Index lanes;
+  Index batch, head, query, queries, key, keys;
+
+  /// The same, where the panel is known to have so many vectors.
+  template <int Vectors>
+  ScoreTile<Scalar, Vectors> of_width() const {
+    return {scores, batch, head, query, queries, key, keys};
+  }
+};
+
 /// A tensor's numbers for keys j .. j+keys-1 of a tile, at most L::size of them, as [key][lane]:
 /// read in squares that are turned on the way.
 template <class Scalar, int Vectors, class Number>

@@ -34,22 +34,20 @@ class Scorer {
   }
   void start() {}
 
-  /// Takes `count` queries from `first` on as the panel.
-  template <int Vectors, class Query>
-  void pack(const Slab<const Query>& query, Index first, Index count) {
-    constexpr Index lanes = Vectors * L::size;
+  /// Takes `count` queries from `first` on as a panel of so many lanes.
+  template <class Query>
+  void pack(const Slab<const Query>& query, Index first, Index count, Index lanes) {
     if constexpr (transforms<Similarity>) {
       // q stands for q M: the rows of M are "values" under the "weights" q.
       pack_lanes(query, first, count, query_dim_, lanes, raw_);
       const auto& m = similarity_.transform;
       for (Index c = 0; c < key_dim_; ++c) {
-#pragma GCC unroll 16
-        for (int v = 0; v < Vectors; ++v) {
+        for (Index lane = 0; lane < lanes; lane += L::size) {
           L sum(0);
           for (Index r = 0; r < query_dim_; ++r) {
-            sum = fma(L(m(r, c)), L::load(raw_ + r * lanes + v * L::size), sum);
+            sum = fma(L(m(r, c)), L::load(raw_ + r * lanes + lane), sum);
           }
-          (sum * L(similarity_.query_factor)).store(query_ + c * lanes + v * L::size);
+          (sum * L(similarity_.query_factor)).store(query_ + c * lanes + lane);
         }
       }
     } else {

@@ -58,12 +58,10 @@ class Scorer<Number, Similarity> {
   }
   void start() { take_weights(); }
 
-  template <int Vectors, class Query>
-  void pack(const Slab<const Query>& query, Index first, Index count) {
-    constexpr Index lanes = Vectors * L::size;
+  template <class Query>
+  void pack(const Slab<const Query>& query, Index first, Index count, Index lanes) {
     pack_lanes(query, first, count, dim_, lanes, query_);
     for (Index h = 0; h < dim_; ++h) {
-#pragma GCC unroll 16
       for (Index at = h * lanes; at < (h + 1) * lanes; at += L::size) {
         (exponential(L::load(query_ + at), L(twice_[h])) * L(slope_[h])).store(query_exp_ + at);
       }
