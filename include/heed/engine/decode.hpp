@@ -230,15 +230,18 @@ class Decode {
                       tile.count * work};
       }
       const auto with_values = [&](const auto& keys) {
-        if (space.widen_values) {
-          copy_rows(value, problem_.value_dim, space.values);
-          attend_tile(q, tile, keys, Run<Number>{space.values, problem_.value_dim, 1, value.count},
-                      space);
-        } else {
-          attend_tile(q, tile, keys, value, space);
+        if constexpr (!std::is_same_v<Value, Number>) {
+          if (space.widen_values) {
+            copy_rows(value, problem_.value_dim, space.values);
+            const Run<Number> widened{space.values, problem_.value_dim, 1, value.count};
+            return attend_tile(q, tile, keys, widened, space);
+          }
         }
+        attend_tile(q, tile, keys, value, space);
       };
-      if (space.widen_keys) {
+      if constexpr (std::is_same_v<Key, Number>) {
+        with_values(key);
+      } else if (space.widen_keys) {
         copy_rows(key, problem_.key_dim, space.keys);
         with_values(Run<Number>{space.keys, problem_.key_dim, 1, key.count});
       } else if constexpr (keys_as_stored) {

@@ -195,7 +195,9 @@ EIGEN_DONT_INLINE void add_weighted(const Scalar* weights, Index query_stride, I
 #pragma GCC unroll 16
         for (int chain = 0; chain < chains; ++chain) add_key(j + chain, chain);
       }
-      for (; j < end; ++j) add_key(j, 0);
+      if constexpr (chains > 1) {
+        for (; j < end; ++j) add_key(j, 0);
+      }
     }
 #pragma GCC unroll 16
     for (int q = 0; q < Queries; ++q) {

@@ -27,6 +27,68 @@ EIGEN_ALWAYS_INLINE void weigh(Lanes<Scalar> (&x)[N]) {
 template <class Unit>
 inline constexpr double natural_unit = Unit::binary == 1 ? ln_2 : 1;
 
+/// The step of OnlineSoftmax for Vectors vectors of queries: count keys, whose largest scores are
+/// tile_max.
+template <class Unit, int Vectors, class Scalar, class Steps>
+EIGEN_DONT_INLINE void absorb_scores(Scalar* scores, Index count, const Scalar* tile_max,
+                                     const Steps& steps, Scalar* largest, Scalar* sum,
+                                     Scalar* correction) {
+  using L = Lanes<Scalar>;
+  constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
+  L shift[length(Vectors)], fade[length(Vectors)], total[length(Vectors)];
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) {
+    const Index at = v * L::size;
+    const L before = L::load(largest + at);
+    const L after = max(before, L::load(tile_max + at));
+    // -inf - (-inf) is NaN, so a query that has seen no key subtracts 0.
+    shift[v] = select(after == L(-infinity), L(0), after);
+    fade[v] = before - shift[v];
+    after.store(largest + at);
+    total[v] = L(0);
+  }
+  weigh<Unit>(fade);
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) fade[v].store(correction + v * L::size);
+  steps.template for_each<Vectors>(
+      0, count, [&]<int From>(Index begin, Index end) __attribute__((always_inline)) {
+        constexpr int vectors = Vectors - From;
+        constexpr Index run = 16;
+        for (Index first = begin; first < end; first += run) {
+          L part[length(vectors)];
+#pragma GCC unroll 16
+          for (int v = 0; v < vectors; ++v) part[v] = L(0);
+          // Three or four vectors at a time: enough to fill the units, and they stay in
+          // registers.
+          for_each_tile<4 / vectors>(
+              std::min(first + run, end),
+              [&]<int Keys>(Index key) __attribute__((always_inline)) {
+                L weight[length(Keys * vectors)];
+                Scalar* at = scores + key * Vectors * L::size + From * L::size;
+#pragma GCC unroll 16
+                for (int i = 0; i < Keys * vectors; ++i) {
+                  weight[i] = L::load(at + (i / vectors * Vectors + i % vectors) * L::size) -
+                              shift[From + i % vectors];
+                }
+                weigh<Unit>(weight);
+#pragma GCC unroll 16
+                for (int i = 0; i < Keys * vectors; ++i) {
+                  weight[i].store(at + (i / vectors * Vectors + i % vectors) * L::size);
+                  part[i % vectors] += weight[i];
+                }
+              },
+              first);
+#pragma GCC unroll 16
+          for (int v = 0; v < vectors; ++v) total[From + v] += part[v];
+        }
+      });
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) {
+    const Index at = v * L::size;
+    fma(L::load(correction + at), L::load(sum + at), total[v]).store(sum + at);
+  }
+}
+
 /// Softmax over keys that arrive tile by tile, for up to Widest * L::size queries side by side
 /// (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). After each tile
 ///   sum = sum over keys so far of e^(score - largest),
@@ -56,60 +118,8 @@ struct OnlineSoftmax {
   /// turns the scores into e^(score - largest). Scores of -infinity give exactly 0. Keys that do
   /// not count for a vector, see Stairs, are not looked at.
   template <int Vectors = Widest, class Steps = AllVectors>
-  EIGEN_DONT_INLINE void absorb(Scalar* scores, Index count, const Scalar* tile_max,
-                                const Steps& steps = {}) {
-    L shift[length(Vectors)], fade[length(Vectors)], total[length(Vectors)];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) {
-      const Index at = v * L::size;
-      const L before = L::load(largest + at);
-      const L after = max(before, L::load(tile_max + at));
-      // -inf - (-inf) is NaN, so a query that has seen no key subtracts 0.
-      shift[v] = select(after == L(-infinity), L(0), after);
-      fade[v] = before - shift[v];
-      after.store(largest + at);
-      total[v] = L(0);
-    }
-    weigh<Unit>(fade);
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) fade[v].store(correction + v * L::size);
-    steps.template for_each<Vectors>(
-        0, count, [&]<int From>(Index begin, Index end) __attribute__((always_inline)) {
-          constexpr int vectors = Vectors - From;
-          constexpr Index run = 16;
-          for (Index first = begin; first < end; first += run) {
-            L part[length(vectors)];
-#pragma GCC unroll 16
-            for (int v = 0; v < vectors; ++v) part[v] = L(0);
-            // Three or four vectors at a time: enough to fill the units, and they stay in
-            // registers.
-            for_each_tile<4 / vectors>(
-                std::min(first + run, end),
-                [&]<int Keys>(Index key) __attribute__((always_inline)) {
-                  L weight[length(Keys * vectors)];
-                  Scalar* at = scores + key * Vectors * L::size + From * L::size;
-#pragma GCC unroll 16
-                  for (int i = 0; i < Keys * vectors; ++i) {
-                    weight[i] = L::load(at + (i / vectors * Vectors + i % vectors) * L::size) -
-                                shift[From + i % vectors];
-                  }
-                  weigh<Unit>(weight);
-#pragma GCC unroll 16
-                  for (int i = 0; i < Keys * vectors; ++i) {
-                    weight[i].store(at + (i / vectors * Vectors + i % vectors) * L::size);
-                    part[i % vectors] += weight[i];
-                  }
-                },
-                first);
-#pragma GCC unroll 16
-            for (int v = 0; v < vectors; ++v) total[From + v] += part[v];
-          }
-        });
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) {
-      const Index at = v * L::size;
-      fma(L::load(correction + at), L::load(sum + at), total[v]).store(sum + at);
-    }
+  void absorb(Scalar* scores, Index count, const Scalar* tile_max, const Steps& steps = {}) {
+    absorb_scores<Unit, Vectors>(scores, count, tile_max, steps, largest, sum, correction);
   }
 
   /// Takes in one score more, the same for the lanes of a vector. Returns what was accumulated has

@@ -37,13 +37,10 @@ EIGEN_ALWAYS_INLINE void transpose_square(const Stored* from, Index from_stride,
 }
 #pragma GCC diagnostic pop
 
-/// Lays `count` rows of x side by side, panel[column][lane] = x(first + lane, column): the lanes of
-/// one vector are then one feature of neighbouring queries. Lanes from count on repeat the last
-/// row, so that they hold ordinary numbers. `lanes` is the width of the panel. Everything is
-/// multiplied by the factor.
 template <class Accumulator, class Scalar>
-void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index columns, Index lanes,
-                Accumulator* panel, Accumulator factor = Accumulator(1)) {
+EIGEN_ALWAYS_INLINE void lay_in_lanes(const Slab<const Scalar>& x, Index first, Index count,
+                                      Index columns, Index lanes, Accumulator* panel,
+                                      Accumulator factor) {
   constexpr Index n = Lanes<Accumulator>::size;
   for (Index lane = 0; lane < lanes; lane += n) {
     Index column = 0;
@@ -70,6 +67,21 @@ void pack_lanes(const Slab<const Scalar>& x, Index first, Index count, Index col
       }
     }
   }
+}
+
+/// Lays `count` rows of x side by side, panel[column][lane] = x(first + lane, column): the lanes of
+/// one vector are then one feature of neighbouring queries. Lanes from count on repeat the last
+/// row, so that they hold ordinary numbers. `lanes` is the width of the panel. Everything is
+/// multiplied by the factor.
+template <class Accumulator, class Scalar>
+EIGEN_DONT_INLINE void pack_lanes(const Slab<const Scalar>& x, Index first, Index count,
+                                  Index columns, Index lanes, Accumulator* panel,
+                                  Accumulator factor = Accumulator(1)) {
+  constexpr Index n = Lanes<Accumulator>::size;
+  // Where the compiler knows the width, it places the vectors of a square without arithmetic.
+  if (lanes == n) return lay_in_lanes(x, first, count, columns, n, panel, factor);
+  if (lanes == 2 * n) return lay_in_lanes(x, first, count, columns, 2 * n, panel, factor);
+  lay_in_lanes(x, first, count, columns, lanes, panel, factor);
 }
 
 /// x(first + lane, column) = panel[column][lane] * factor[lane] for lanes below count. Returns

@@ -47,7 +47,7 @@ Slab<Scalar> slab(const View<Scalar, 4>& x, Index batch, Index head) {
 
 /// Copies a run of rows, width numbers each, one after the other.
 template <class Accumulator, class Element>
-void copy_rows(const Run<Element>& run, Index width, Accumulator* to) {
+EIGEN_DONT_INLINE void copy_rows(const Run<Element>& run, Index width, Accumulator* to) {
   using L = Lanes<Accumulator>;
   for (Index row = 0; row < run.count; ++row, to += width) {
     Index c = 0;

@@ -130,7 +130,7 @@ class TileGradients {
           ((differentiate_modifier(tile, modifier, derivatives), derivatives += pairs_), ...);
         },
         call_.definition.modifiers);
-    if (call_.dropout.active()) drop(tile, gradients.scores);
+    if (call_.dropout.active()) drop(tile.pairs(), gradients.scores);
     softmax_back(block, n, tile, gradients.scores, key);
     modify_back(gradients, sums);
     if constexpr (!product && !flat) finish_back(gradients, sums);
@@ -181,8 +181,7 @@ class TileGradients {
   }
 
   /// keep_ij, and dP_ij keep_ij in place of dP_ij.
-  template <int Vectors>
-  EIGEN_DONT_INLINE void drop(const ScoreTile<Number, Vectors>& tile, Number* d_weights) const {
+  EIGEN_DONT_INLINE void drop(const PairTile<Number>& tile, Number* d_weights) const {
     const auto scale = static_cast<Number>(call_.dropout.scale());
     for (Index lane = 0; lane < tile.lanes; ++lane) {
       const auto row = call_.dropout.row(tile.batch, tile.head, tile.query + lane);

@@ -24,11 +24,12 @@ class ReferenceRow {
  public:
   explicit ReferenceRow(const Call& call)
       : call_(call),
-        memory_(at(call.problem.key_dim + call.problem.keys + 2 * call.problem.value_dim), zero),
-        query_(memory_.data()),
+        numbers_(at(call.problem.key_dim + call.problem.keys + 2 * call.problem.value_dim), zero),
+        query_(numbers_.data()),
         row_(query_ + call.problem.key_dim),
         part_(row_ + call.problem.keys),
-        sums_(part_ + call.problem.value_dim) {}
+        sums_(part_ + call.problem.value_dim),
+        seen_(at(call.problem.keys)) {}
 
   /// body(key, score) for every key that the query sees, in order; the score is after all
   /// modifiers.
@@ -60,21 +61,20 @@ class ReferenceRow {
     using std::exp, std::log;
     const Problem& problem = call_.problem;
     const Index kv = h / (problem.heads / problem.kv_heads);
-    const auto keys = call_.mask.row(b, h, i);
-    const auto for_each_key = [&](Index first, Index last, const auto& body) {
-      for_each_visible(call_.mask, keys, b, h, i, first, last, [&](Index j) { body(j, row_[j]); });
-    };
-    const auto in_blocks = [&](const auto& body) {
-      for (Index first = 0; first < problem.keys; first += block) {
-        body(first, std::min(first + block, problem.keys));
-      }
-    };
-
     Number largest = -infinity;
+    Index count = 0;  // of keys that are seen
     for_each_score(b, h, i, [&](Index j, const Number& entry) {
-      row_[j] = entry;
+      seen_[at(count)] = j;
+      row_[count++] = entry;
       if (entry > largest) largest = entry;
     });
+    // body(n) for every key seen, block by block, and end() after each block.
+    const auto in_blocks = [count](const auto& body, const auto& end) {
+      for (Index first = 0; first < count; first += block) {
+        for (Index n = first; n < std::min(first + block, count); ++n) body(n);
+        end();
+      }
+    };
     const auto& modifiers = call_.definition.modifiers;
     for_each_sink(modifiers, h, [&](const Number& logit) {
       if (logit > largest) largest = logit;
@@ -82,15 +82,16 @@ class ReferenceRow {
     // Where no score is above -infinity nothing is subtracted, and every weight is 0; a NaN still
     // reaches the sum.
     const Number shift = largest > -infinity ? largest : zero;
-    Number sum = zero;
-    in_blocks([&](Index first, Index last) {
-      Number part = zero;
-      for_each_key(first, last, [&](Index, Number& entry) {
-        entry = exp(Number(entry - shift));
-        part += entry;
-      });
-      sum += part;
-    });
+    Number sum = zero, part = zero;
+    in_blocks(
+        [&](Index n) {
+          row_[n] = exp(Number(row_[n] - shift));
+          part += row_[n];
+        },
+        [&] {
+          sum += part;
+          part = zero;
+        });
     for_each_sink(modifiers, h, [&](const Number& logit) { sum += exp(Number(logit - shift)); });
 
     const auto& to = call_.output;
@@ -101,27 +102,31 @@ class ReferenceRow {
     if constexpr (WithWeights<typename Call::Output>) {
       for (Index j = 0; j < problem.keys; ++j) store(to.weights(b, h, i, j), zero);
     }
-    std::fill_n(sums_, problem.value_dim, zero);
+    std::fill_n(part_, 2 * problem.value_dim, zero);  // and the sums behind it
     if (!empty) {
       const auto counter = call_.dropout.row(b, h, i);
       const auto scale = static_cast<Number>(call_.dropout.scale());
-      in_blocks([&](Index first, Index last) {
-        std::fill_n(part_, problem.value_dim, zero);
-        for_each_key(first, last, [&](Index j, Number& entry) {
-          const Number weight = entry / sum;
-          if constexpr (WithWeights<typename Call::Output>) {
-            store(to.weights(b, h, i, j), weight);
-          }
-          const Number kept = !call_.dropout.active()           ? weight
-                              : call_.dropout.keeps(counter, j) ? Number(weight * scale)
-                                                                : Number(weight * zero);
-          const auto value = call_.values.run(b, kv, j, 1);
-          for (Index c = 0; c < problem.value_dim; ++c) {
-            part_[c] += kept * value.template at<Number>(0, c);
-          }
-        });
-        for (Index c = 0; c < problem.value_dim; ++c) sums_[c] += part_[c];
-      });
+      in_blocks(
+          [&](Index n) {
+            const Index j = seen_[at(n)];
+            const Number weight = row_[n] / sum;
+            if constexpr (WithWeights<typename Call::Output>) {
+              store(to.weights(b, h, i, j), weight);
+            }
+            const Number kept = !call_.dropout.active()           ? weight
+                                : call_.dropout.keeps(counter, j) ? Number(weight * scale)
+                                                                  : Number(weight * zero);
+            const auto value = call_.values.run(b, kv, j, 1);
+            for (Index c = 0; c < problem.value_dim; ++c) {
+              part_[c] += kept * value.template at<Number>(0, c);
+            }
+          },
+          [&] {
+            for (Index c = 0; c < problem.value_dim; ++c) {
+              sums_[c] += part_[c];
+              part_[c] = zero;
+            }
+          });
     }
     for (Index c = 0; c < problem.value_dim; ++c) store(to.output(b, h, i, c), sums_[c]);
   }
@@ -135,8 +140,9 @@ class ReferenceRow {
 
   const Number zero = Number(0.0), infinity = Number(std::numeric_limits<double>::infinity());
   const Call& call_;
-  std::vector<Number> memory_;
+  std::vector<Number> numbers_;
   Number *query_, *row_, *part_, *sums_;
+  std::vector<Index> seen_;
 };
 
 /// A piece of work is one query of one head.
