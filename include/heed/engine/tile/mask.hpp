@@ -64,19 +64,19 @@ class PanelMask {
     clear_end_ = std::clamp<Index>(clear_.end - first, clear_begin_, count);
     if (clear_end_ - clear_begin_ == count) return Coverage::full;
     if (Set::capacity == 1 && exact_) {
-      bool seen = false;
       Index stair = 0;
-      for (Index lane = 0; lane < used_; ++lane) {
-        const KeyRange range = rows_[lane].count ? rows_[lane][0] : KeyRange{0, 0};
-        const Index from = std::clamp<Index>(range.begin - first, 0, count);
-        const Index to = std::clamp<Index>(range.end - first, from, count);
-        from_[lane] = static_cast<Scalar>(from);
-        to_[lane] = static_cast<Scalar>(to);
-        seen = seen || from < to;
-        if (from < to) stair = std::max(stair, to);
-        ends_[lane / L::size] = stair;
+      for (Index vector = 0; vector * L::size < used_; ++vector) {
+        for (Index lane = vector * L::size; lane < (vector + 1) * L::size; ++lane) {
+          const KeyRange range = rows_[lane].count ? rows_[lane][0] : KeyRange{0, 0};
+          const Index from = std::clamp<Index>(range.begin - first, 0, count);
+          const Index to = std::clamp<Index>(range.end - first, from, count);
+          from_[lane] = static_cast<Scalar>(from);
+          to_[lane] = static_cast<Scalar>(to);
+          stair = std::max(stair, from < to ? to : 0);
+        }
+        ends_[vector] = stair;
       }
-      return seen ? Coverage::partial : Coverage::empty;
+      return stair > 0 ? Coverage::partial : Coverage::empty;
     }
     return ask(first, count, pairs);
   }
