@@ -19,17 +19,18 @@ EIGEN_ALWAYS_INLINE void transpose_square(const Stored* from, Index from_stride,
                                           Index to_stride,
                                           std::type_identity_t<Lanes<Scalar>> factor = 1,
                                           Index rows = Lanes<Scalar>::size) {
-  using Packet = typename Lanes<Scalar>::Packet;
-  constexpr Index n = Lanes<Scalar>::size;
+  using L = Lanes<Scalar>;
+  using Packet = typename L::Packet;
+  constexpr Index n = L::size;
+  const auto row = [&](Index r) __attribute__((always_inline)) {
+    return from + std::min(r, rows - 1) * from_stride;
+  };
   if constexpr (n == 1) {
     (load_widened<Scalar>(from) * factor).store(to);
   } else {
     Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
 #pragma GCC unroll 16
-    for (Index r = 0; r < n; ++r) {
-      block.packet[r] =
-          (load_widened<Scalar>(from + std::min(r, rows - 1) * from_stride) * factor).packet;
-    }
+    for (Index r = 0; r < n; ++r) block.packet[r] = (load_widened<Scalar>(row(r)) * factor).packet;
     Eigen::internal::ptranspose(block);
 #pragma GCC unroll 16
     for (Index c = 0; c < n; ++c) Eigen::internal::pstoreu(to + c * to_stride, block.packet[c]);
@@ -37,10 +38,14 @@ EIGEN_ALWAYS_INLINE void transpose_square(const Stored* from, Index from_stride,
 }
 #pragma GCC diagnostic pop
 
+/// Lays `count` rows of x side by side, panel[column][lane] = x(first + lane, column): the lanes of
+/// one vector are then one feature of neighbouring queries. Lanes from count on repeat the last
+/// row, so that they hold ordinary numbers. `lanes` is the width of the panel. Everything is
+/// multiplied by the factor.
 template <class Accumulator, class Scalar>
-EIGEN_ALWAYS_INLINE void lay_in_lanes(const Slab<const Scalar>& x, Index first, Index count,
-                                      Index columns, Index lanes, Accumulator* panel,
-                                      Accumulator factor) {
+EIGEN_DONT_INLINE void pack_lanes(const Slab<const Scalar>& x, Index first, Index count,
+                                  Index columns, Index lanes, Accumulator* panel,
+                                  Accumulator factor = Accumulator(1)) {
   constexpr Index n = Lanes<Accumulator>::size;
   for (Index lane = 0; lane < lanes; lane += n) {
     Index column = 0;
@@ -67,21 +72,6 @@ EIGEN_ALWAYS_INLINE void lay_in_lanes(const Slab<const Scalar>& x, Index first, 
       }
     }
   }
-}
-
-/// Lays `count` rows of x side by side, panel[column][lane] = x(first + lane, column): the lanes of
-/// one vector are then one feature of neighbouring queries. Lanes from count on repeat the last
-/// row, so that they hold ordinary numbers. `lanes` is the width of the panel. Everything is
-/// multiplied by the factor.
-template <class Accumulator, class Scalar>
-EIGEN_DONT_INLINE void pack_lanes(const Slab<const Scalar>& x, Index first, Index count,
-                                  Index columns, Index lanes, Accumulator* panel,
-                                  Accumulator factor = Accumulator(1)) {
-  constexpr Index n = Lanes<Accumulator>::size;
-  // Where the compiler knows the width, it places the vectors of a square without arithmetic.
-  if (lanes == n) return lay_in_lanes(x, first, count, columns, n, panel, factor);
-  if (lanes == 2 * n) return lay_in_lanes(x, first, count, columns, 2 * n, panel, factor);
-  lay_in_lanes(x, first, count, columns, lanes, panel, factor);
 }
 
 /// x(first + lane, column) = panel[column][lane] * factor[lane] for lanes below count. Returns
