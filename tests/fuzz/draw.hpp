@@ -91,6 +91,7 @@ void attend_extreme(Draw& draw);   // what is visible and huge, tiny, infinite o
 void attend_ragged(Draw& draw);
 void use_caches(Draw& draw);
 void run_layers(Draw& draw);
+void rotate(Draw& draw);
 void read_files(Draw& draw);
 
 struct Kind {
@@ -98,11 +99,17 @@ struct Kind {
   void (*round)(Draw&);
 };
 inline constexpr Kind kinds[] = {
-    {"attend_plain", attend_plain},     {"attend_modified", attend_modified},
-    {"attend_near", attend_near},       {"attend_other", attend_other},
-    {"attend_numbers", attend_numbers}, {"attend_extreme", attend_extreme},
-    {"attend_ragged", attend_ragged},   {"use_caches", use_caches},
-    {"run_layers", run_layers},         {"read_files", read_files},
+    {"attend_plain", attend_plain},
+    {"attend_modified", attend_modified},
+    {"attend_near", attend_near},
+    {"attend_other", attend_other},
+    {"attend_numbers", attend_numbers},
+    {"attend_extreme", attend_extreme},
+    {"attend_ragged", attend_ragged},
+    {"use_caches", use_caches},
+    {"run_layers", run_layers},
+    {"read_files", read_files},
+    {"rotate", rotate},
 };
 
 }  // namespace heed::fuzz
