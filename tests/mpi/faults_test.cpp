@@ -2,8 +2,45 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "support.hpp"
+
+namespace {
+
+/// Calls of one of MPI's functions, of which one may fail: that many calls from now.
+struct Calls {
+  int made = 0, until_failure = -1;
+
+  bool next_fails() {
+    ++made;
+    return until_failure-- == 0;
+  }
+};
+Calls sends, receives, ends;  // of messages, which both functions below find
+
+}  // namespace
+
+// MPI's functions have a second name, under which a program that has its own of the first calls
+// them.
+int MPI_Isend(const void* from, int count, MPI_Datatype type, int to, int tag, MPI_Comm ranks,
+              MPI_Request* request) {
+  if (sends.next_fails()) return MPI_ERR_INTERN;
+  return PMPI_Isend(from, count, type, to, tag, ranks, request);
+}
+int MPI_Irecv(void* to, int count, MPI_Datatype type, int from, int tag, MPI_Comm ranks,
+              MPI_Request* request) {
+  if (receives.next_fails()) return MPI_ERR_INTERN;
+  return PMPI_Irecv(to, count, type, from, tag, ranks, request);
+}
+int MPI_Wait(MPI_Request* request, MPI_Status* status) {
+  const int code = PMPI_Wait(request, status);
+  return ends.next_fails() ? MPI_ERR_INTERN : code;
+}
+int MPI_Test(MPI_Request* request, int* done, MPI_Status* status) {
+  const int code = PMPI_Test(request, done, status);
+  return *done != 0 && ends.next_fails() ? MPI_ERR_INTERN : code;
+}
 
 namespace heed {
 namespace {
@@ -197,11 +234,42 @@ TEST_F(Faults, Communicators) {
   EXPECT_EQ(alone, MPI_COMM_NULL);
 }
 
+/// Each message of the last rank's, to send and to receive, fails in its turn.
+TEST_F(Faults, AMessageThatMpiFailsOnOneRank) {
+  const auto pass = ring_attention_forward(own.query, own.key, own.value, world, layout);
+  const auto run = [&](bool backward) {
+    if (backward) {
+      ring_attention_backward(own.query, own.key, own.value, pass, own.grad, world, layout);
+    } else {
+      ring_attention(own.query, own.key, own.value, world, layout);
+    }
+  };
+  const std::pair<Calls*, const char*> kinds[] = {
+      {&sends, "MPI_Isend failed"}, {&receives, "MPI_Irecv failed"}, {&ends, "a message failed"}};
+  for (const bool backward : {false, true}) {
+    for (const auto& [calls, message] : kinds) {
+      calls->made = 0;
+      run(backward);
+      int all = calls->made;
+      MPI_Bcast(&all, 1, MPI_INT, last, world);
+      EXPECT_EQ(all > 0, ranks > 1);
+      for (int n = 0; n < all; ++n) {
+        if (rank == last) calls->until_failure = n;
+        EXPECT_TRUE(throws<std::runtime_error>(
+            [&] { run(backward); },
+            {"heed::ring_attention", name_of_last + " has failed", message}));
+      }
+    }
+  }
+}
+
 TEST_F(Faults, ErrorsOfMpi) {
   const detail::Communicator communicator("test", MPI_COMM_WORLD);
   detail::Traffic traffic(communicator);
   std::byte byte{};
-  EXPECT_TRUE(throws<std::runtime_error>([&] { traffic.send(&byte, 1, ranks, 0); },
+  traffic.send(&byte, 1, ranks, 0);
+  traffic.wait();
+  EXPECT_TRUE(throws<std::runtime_error>([&] { traffic.check(); },
                                          {"heed::test", "MPI_Isend failed", "rank"}));
   EXPECT_TRUE(
       throws<std::runtime_error>([] { detail::check_mpi("test", "a message", MPI_ERR_TRUNCATE); },

@@ -245,6 +245,7 @@ class RingCall {
         }
       }
       traffic.wait();
+      agreement.attempt([&] { traffic.check(); });
       after(round);
     }
   }

@@ -104,9 +104,11 @@ auto ring_forward(const char* function, bool with_log_sum_exp, const Q& q, const
 /// Collective: all ranks of the communicator take part, in one call at a time. Where a rank's
 /// arguments do not fit, where ranks differ in shapes, layout or options, or a user's function
 /// throws on some rank, all ranks throw and name that rank: std::invalid_argument for arguments,
-/// else std::runtime_error, also for errors of MPI. No thread but the caller's calls MPI.
-/// (Liu, Zaharia and Abbeel, "Ring attention with blockwise transformers for near-infinite
-/// context", 2023.)
+/// else std::runtime_error, also for a message that MPI fails to send or to receive. An error of
+/// one of MPI's collective operations, in which the ranks agree on all this, is std::runtime_error
+/// where MPI tells of it; other ranks may wait, as they may for a rank that is gone. No thread but
+/// the caller's calls MPI. (Liu, Zaharia and Abbeel, "Ring attention with blockwise transformers
+/// for near-infinite context", 2023.)
 template <class Q, class K, class V, class S = DotProduct, class M = NoMask>
 auto ring_attention(const Q& q, const K& k, const V& v, MPI_Comm communicator,
                     SequenceLayout layout, const S& score = scaled_dot_product(),

@@ -109,6 +109,10 @@ class TravellingGradients {
   void wait() {
     ring_.traffic.wait();
     ring_.traffic.count_waiting(home_traffic_.wait());
+    ring_.agreement.attempt([&] {
+      ring_.traffic.check();
+      home_traffic_.check();
+    });
   }
 
  private:

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <mpi.h>
-#include <algorithm>
+#include <cstddef>
 #include <thread>
 #include <vector>
 
@@ -12,7 +12,7 @@
 namespace heed::detail {
 
 /// The messages under way of one rank. MPI moves them only while it is called: engines call poll()
-/// between tiles.
+/// between tiles. The first error is kept until check(), and what other ranks wait for goes on.
 class Traffic {
  public:
   explicit Traffic(const Communicator& ranks) : ranks_(ranks) {}
@@ -27,47 +27,59 @@ class Traffic {
     }
   }
 
+  /// In place of a message that MPI does not take, an empty one ends the other rank's waiting.
   void send(const std::byte* from, Index bytes, Index to, int tag) {
     for_each_message(bytes, [&](Index at, int count) {
-      ranks_.check("MPI_Isend", MPI_Isend(from + at, count, MPI_BYTE, static_cast<int>(to), tag,
-                                          ranks_.get(), &next()));
+      const auto post = [&](int length) {
+        return begin("MPI_Isend", [&](MPI_Request* request) {
+          return MPI_Isend(from + at, length, MPI_BYTE, static_cast<int>(to), tag, ranks_.get(),
+                           request);
+        });
+      };
+      if (!post(count)) post(0);
     });
     sent_ += bytes;
   }
+  /// Asks again where MPI does not take it, so that the other rank may send.
   void receive(std::byte* to, Index bytes, Index from, int tag) {
     for_each_message(bytes, [&](Index at, int count) {
-      ranks_.check("MPI_Irecv", MPI_Irecv(to + at, count, MPI_BYTE, static_cast<int>(from), tag,
-                                          ranks_.get(), &next()));
+      const auto post = [&] {
+        return begin("MPI_Irecv", [&](MPI_Request* request) {
+          return MPI_Irecv(to + at, count, MPI_BYTE, static_cast<int>(from), tag, ranks_.get(),
+                           request);
+        });
+      };
+      if (!post()) post();
     });
   }
 
   /// Lets MPI move what is under way. Of use on the thread that sends and receives, and nothing on
-  /// others; an error is kept until wait().
+  /// others.
   void poll() const {
-    if (arrived_ || std::this_thread::get_id() != thread_) return;
+    if (std::this_thread::get_id() != thread_ || tested_ == requests_.size()) return;
     if (++turn_ % polled_turns != 0) return;
     int done = 0;
-    const int code = MPI_Testall(count(), requests_.data(), &done, MPI_STATUSES_IGNORE);
-    if (error_ == MPI_SUCCESS) error_ = code;
-    arrived_ = done != 0 || code != MPI_SUCCESS;
+    const int code = MPI_Test(&requests_[tested_], &done, MPI_STATUS_IGNORE);
+    if (!keep("a message", code) || done != 0) ++tested_;
   }
 
-  /// Returns when all of it has arrived, the seconds that took.
+  /// Returns when all of it has arrived or failed, the seconds that took.
   double wait() {
-    double seconds = 0;
-    if (!arrived_ && !requests_.empty()) {
-      const double start = MPI_Wtime();
-      const int code = MPI_Waitall(count(), requests_.data(), MPI_STATUSES_IGNORE);
-      if (error_ == MPI_SUCCESS) error_ = code;
-      seconds = MPI_Wtime() - start;
+    const double start = MPI_Wtime();
+    for (MPI_Request& request : requests_) {
+      if (request == MPI_REQUEST_NULL) continue;
+      keep("a message", MPI_Wait(&request, MPI_STATUS_IGNORE));
     }
-    ranks_.check("a message", error_);
+    const double seconds = requests_.empty() ? 0 : MPI_Wtime() - start;
     requests_.clear();
-    arrived_ = true;
+    tested_ = 0;
     count_waiting(seconds);
     return seconds;
   }
   void count_waiting(double seconds) { waited_ += seconds; }
+
+  /// Throws the first error.
+  void check() const { ranks_.check(failed_, error_); }
 
   Index bytes_sent() const { return sent_; }
   double seconds_waited() const { return waited_; }
@@ -76,17 +88,26 @@ class Traffic {
   /// A tile takes tens of microseconds and asks for two runs of rows; a test takes less than one.
   static constexpr unsigned polled_turns = 4;
 
-  int count() const { return static_cast<int>(requests_.size()); }
-  MPI_Request& next() {
-    arrived_ = false;
-    return requests_.emplace_back(MPI_REQUEST_NULL);
+  bool begin(const char* call, const auto& post) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    const bool begun = keep(call, post(&request));
+    if (begun) requests_.push_back(request);
+    return begun;
+  }
+  bool keep(const char* call, int code) const {
+    if (error_ == MPI_SUCCESS && code != MPI_SUCCESS) {
+      failed_ = call;
+      error_ = code;
+    }
+    return code == MPI_SUCCESS;
   }
 
   const Communicator& ranks_;
   const std::thread::id thread_ = std::this_thread::get_id();
   mutable std::vector<MPI_Request> requests_;
-  mutable bool arrived_ = true;
+  mutable std::size_t tested_ = 0;  // requests from the first on that have ended
   mutable unsigned turn_ = 0;
+  mutable const char* failed_ = "";
   mutable int error_ = MPI_SUCCESS;
   Index sent_ = 0;
   double waited_ = 0;

@@ -307,9 +307,9 @@ auto tree_decode(const Q& q, const Cache& cache, MPI_Comm communicator, const S&
 /// Positions, in scores and masks, are those in the whole sequence; under causal(), query i of n
 /// stands at its length - n + i. A rank computes its part, and one reduction of (max, sum, output)
 /// for each query follows, in the order of ranks: the result has the same bits on all ranks,
-/// whatever the timing and the threads. Collective; where a rank fails, all throw and name it.
-/// (Shyam et al., "Tree attention: topology-aware decoding for long-context attention on GPU
-/// clusters", 2024.)
+/// whatever the timing and the threads. Collective; where a rank fails, all throw and name it, as
+/// in ring_attention. (Shyam et al., "Tree attention: topology-aware decoding for long-context
+/// attention on GPU clusters", 2024.)
 template <class Q, template <class> class Cache, class Element, class S = DotProduct>
   requires detail::KeyValueStore<Cache<Element>>
 auto tree_decode(const Q& q, const Cache<Element>& cache, MPI_Comm communicator,
