@@ -82,6 +82,28 @@ TEST(TreeDecode, ASinkCountsOnce) {
                         Tensor<float, 4>(q.constant(0))));
 }
 
+/// Each rank has one token, whose value is its number, with scores a thousand apart: the largest
+/// has all the weight. Equal ones, of which the exponential is no number, give the mean.
+TEST(TreeDecode, ScoresFarFromZeroAndFromOneAnotherByHand) {
+  const auto ranks = static_cast<float>(world_size());
+  KeyValueCache<float> cache(
+      {.batch = 1, .kv_heads = 1, .key_dim = 1, .value_dim = 1, .capacity = 1});
+  const Tensor<float, 3> key = Tensor<float, 3>(1, 1, 1).setZero();
+  const Tensor<float, 3> value =
+      Tensor<float, 3>(1, 1, 1).setConstant(static_cast<float>(world_rank()));
+  cache.append(0, key, value);
+  const Tensor<float, 4> q = Tensor<float, 4>(1, 1, 1, 1).setZero();
+  const auto with = [&](float slope, float shift) {
+    const auto line =
+        score_mod([=](auto s, auto, auto, auto, auto j) { return s + j * slope + shift; });
+    return tree_decode(q, cache, MPI_COMM_WORLD, scaled_dot_product() | line)(0, 0, 0, 0);
+  };
+  EXPECT_EQ(with(1000, 0), ranks - 1);
+  EXPECT_EQ(with(-1000, 0), 0);
+  EXPECT_NEAR(with(0, 1000), (ranks - 1) / 2, 1e-6);
+  EXPECT_NEAR(with(0, -1000), (ranks - 1) / 2, 1e-6);
+}
+
 TEST(TreeDecode, SixteenBitsAndDropout) {
   const Caches<Eigen::bfloat16> caches;
   expect_whole(caches, 1, 2e-6, scaled_dot_product(), causal(), {.dropout = .4, .seed = 3});
