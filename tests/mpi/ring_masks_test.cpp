@@ -22,15 +22,21 @@ TEST(RingMasks, FunctionsOfIndicesAndUnsortedSegmentsWithMoreKeysThanQueries) {
         using std::abs;
         return -abs(q - k);
       }) | score_mod([](auto s, Index, Index h, Index i, Index j) {
-        return s * (1 + .1 * static_cast<double>((i + 2 * j + h) % 3));
+        return s * (1 + .1 * static_cast<double>((i + 2 * j + h) % 5));
       }),
-      mask_if([](Index b, Index h, Index i, Index j) { return (i + j + h + b) % 4 == 0; }) ||
+      mask_if([](Index b, Index h, Index i, Index j) { return (i + 3 * j + h + b) % 5 < 2; }) ||
           (segments(query_ids, key_ids) && !sliding_window(5, 5)));
 }
 
 TEST(RingMasks, DropoutGoesByPositionsInTheWholeSequence) {
   expect_ring<float>({.dim = 16, .width = 16}, scaled_dot_product(), causal({-3, 0}),
                      {.dropout = .3, .seed = 5});
+}
+
+/// Keys that only other ranks see, and from the sixtieth on none: their gradients are those ranks'
+/// alone, and 0.
+TEST(RingMasks, KeysThatTheirOwnRankDoesNotSee) {
+  expect_ring<double>({.batch = 1}, dot_product(.3), !sliding_window(47, 47) && prefix(60));
 }
 
 TEST(RingMasks, ManyTilesOfFloats) {
