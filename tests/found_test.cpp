@@ -1,3 +1,8 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
 #include "heed/attention.hpp"
 #include "heed/cache.hpp"
 #include "heed/mask.hpp"
@@ -62,6 +67,42 @@ TEST(Found, TensorsOverPositionsOfCachesGoByTheLongest) {
         refuses([&] { attention(q, cache, dot_product(), segments(std::vector<Index>{7}, ids)); },
                 {"segments has key ids"}));
   }
+}
+
+// A window of 4 tokens and 1 sink over 12 tokens of values 1, 2, 4, ... keeps positions 0 and 8 to
+// 11. Half of the weights are dropped, the same ones as where no token was evicted but the mask
+// hides positions 1 to 7: a kept weight is 2/5.
+TEST(Found, DropoutOverAWindowGoesByPosition) {
+  const CacheConfig config{.key_dim = 1, .value_dim = 1, .capacity = 12};
+  CacheConfig windowed = config;
+  windowed.window = 4;
+  windowed.sinks = 1;
+  KeyValueCache<float> all(config), some(windowed);
+  for (int j = 0; j < 12; ++j) {
+    Tensor<float, 4> k(1, 1, 1, 1), v(1, 1, 1, 1);
+    k.setZero();
+    v.setConstant(std::ldexp(1.0F, j));
+    all.append(k, v);
+    some.append(k, v);
+  }
+  const auto held = mask_if([](Index, Index, Index, Index j) { return j < 1 || j >= 8; });
+  std::vector<float> found;
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    for (const Index queries : {1, 40}) {
+      Tensor<float, 4> q(1, 1, queries, 1);
+      q.setZero();
+      const AttentionOptions options{.dropout = .5, .seed = seed};
+      const auto expected = attention(q, all, dot_product(), held, options);
+      const auto actual = attention(q, some, dot_product(), no_mask(), options);
+      for (Index i = 0; i < queries; ++i) {
+        const float error = std::abs(actual(0, 0, i, 0) - expected(0, 0, i, 0));
+        EXPECT_LE(error, 1e-3F) << "seed " << seed << ", query " << i;
+        found.push_back(actual(0, 0, i, 0));
+      }
+    }
+  }
+  EXPECT_NE(*std::min_element(found.begin(), found.end()),
+            *std::max_element(found.begin(), found.end()));
 }
 
 }  // namespace

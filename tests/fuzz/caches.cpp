@@ -99,8 +99,6 @@ class Told {
       s.keys = std::max(s.keys, story.length());
     }
     Case<float> c(draw, s);
-    // Dropout counts the keys that are held, not positions.
-    if (window_ > 0) c.attention.dropout = c.options.dropout = 0;
     for_each_place(c.attention.key.shape, [&](Index b, Index h, Index j, Index d) {
       const Story& story = stories_[at(b)];
       c.attention.key(b, h, j, d) =

@@ -73,12 +73,21 @@ struct CacheCall : CallResults<Q, ScalarOf<Q>, rank_of<Q>> {
     const auto values = cache.value_rows(problem.keys);
     by_position<Number>(natural, held, [&](const auto& definition) {
       by_position<Number>(in_unit, held, [&](const auto& fused) {
-        const BoundCall<ScalarOf<Q>, std::remove_const_t<decltype(keys)>,
-                        std::remove_const_t<decltype(values)>, std::remove_cvref_t<decltype(fused)>,
-                        std::remove_cvref_t<decltype(definition)>, HeldMask<M>,
-                        std::remove_const_t<decltype(output)>>
-            call{problem, query, keys, values, fused, definition, held, dropout, output};
-        run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
+        const auto attend = [&](const Problem& own, const Dropout& pattern) {
+          const BoundCall<ScalarOf<Q>, std::remove_const_t<decltype(keys)>,
+                          std::remove_const_t<decltype(values)>,
+                          std::remove_cvref_t<decltype(fused)>,
+                          std::remove_cvref_t<decltype(definition)>, HeldMask<M>,
+                          std::remove_const_t<decltype(output)>>
+              call{own, query, keys, values, fused, definition, held, pattern, output};
+          run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
+        };
+        if (!dropout.active()) return attend(problem, dropout);
+        Problem own = problem;  // dropout goes by position, and each sequence lacks its own
+        for (own.sequence = 0; own.sequence < problem.batch; ++own.sequence) {
+          const HeldTokens& tokens = held.held(own.sequence);
+          attend(own, dropout.with_gap(tokens.sinks, tokens.skipped));
+        }
       });
     });
   }

@@ -269,7 +269,8 @@ auto tree_decode(const Q& q, const Cache& cache, MPI_Comm communicator, const S&
     } else {
       Problem own = p;
       for (own.sequence = 0; own.sequence < batch; ++own.sequence) {
-        run(own, dropout.from(0, parts[static_cast<std::size_t>(own.sequence)].first));
+        const auto& part = parts[static_cast<std::size_t>(own.sequence)];
+        run(own, dropout.from(0, part.first).with_gap(part.held.sinks, part.held.skipped));
       }
     }
     for (Index row = 0; row < all_rows; ++row) {

@@ -33,13 +33,22 @@ class Dropout {
     return part;
   }
 
+  /// The same pattern for who counts keys without a gap of `missing` ones before number `at`.
+  Dropout with_gap(Index at, Index missing) const {
+    Dropout part = *this;
+    part.gap_at_ = at;
+    part.gap_ = missing;
+    return part;
+  }
+
   /// The part of the counter that a query shares with all its keys.
   std::uint64_t row(Index batch, Index head, Index query) const {
     return mix(mix(mix(seed_ + step * word(batch)) + step * word(head)) +
                step * word(first_query_ + query));
   }
   bool keeps(std::uint64_t row, Index key) const {
-    return static_cast<double>(mix(row + step * word(first_key_ + key))) >= threshold_;
+    const Index number = first_key_ + key + (key < gap_at_ ? 0 : gap_);
+    return static_cast<double>(mix(row + step * word(number))) >= threshold_;
   }
 
  private:
@@ -57,6 +66,7 @@ class Dropout {
   double scale_ = 1;
   std::uint64_t seed_;
   Index first_query_ = 0, first_key_ = 0;
+  Index gap_at_ = 0, gap_ = 0;
 };
 
 }  // namespace heed
