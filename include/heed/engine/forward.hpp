@@ -16,6 +16,7 @@
 #include "heed/engine/tile/rows.hpp"
 #include "heed/engine/tile/score.hpp"
 #include "heed/engine/tile/score_additive.hpp"
+#include "heed/engine/tile/values.hpp"
 #include "heed/kernel/older_sums.hpp"
 #include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/outer_product.hpp"
@@ -233,9 +234,11 @@ class Forward {
     if constexpr (Score::modified) {
       score(0, tile.keys, unused);
       if constexpr (Score::modified_on_lanes) {
-        modify_scores(tile, clear_begin, clear_end, largest, [](Index, int, L s) { return s; });
-        modify_scores(tile, 0, clear_begin, largest, hide);
-        modify_scores(tile, clear_end, tile.keys, largest, hide);
+        const auto& modifiers = call_.score.modifiers;
+        modify_scores(tile, clear_begin, clear_end, modifiers, largest,
+                      [](Index, int, L s) { return s; });
+        modify_scores(tile, 0, clear_begin, modifiers, largest, hide);
+        modify_scores(tile, clear_end, tile.keys, modifiers, largest, hide);
       } else {
         std::apply([&](const auto&... modifier) { (apply_modifier(tile, modifier), ...); },
                    call_.score.modifiers);
@@ -247,54 +250,13 @@ class Forward {
       score(clear_begin, clear_end, largest);
       const auto edge = [&]<int From>(Index first, Index last) {
         space.scorer.template score<Vectors, From>(rows, first, last, tile.scores, unused);
-        transform_scores<Vectors, From>(tile, first, last, largest, hide);
+        transform_scores<From>(tile, first, last, largest, hide);
       };
       if (coverage == Coverage::partial) {
         mask.stairs().template for_each<Vectors>(0, clear_begin, edge);
         mask.stairs().template for_each<Vectors>(clear_end, tile.keys, edge);
       }
     }
-  }
-
-  /// All modifiers, the mask and the maximum in one go through keys first .. last-1 of a tile.
-  template <int Vectors>
-  EIGEN_DONT_INLINE void modify_scores(const ScoreTile<Number, Vectors>& tile, Index first,
-                                       Index last, Number* largest, const auto& hide) const {
-    if (first >= last) return;
-    L most[length(Vectors)];
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
-    apply_modifiers(tile, first, last, call_.score.modifiers,
-                    [&](Index j, auto& scores) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-                      for (int v = 0; v < Vectors; ++v) {
-                        scores[v] = hide(j, v, scores[v]);
-                        most[v] = max(most[v], scores[v]);
-                      }
-                    });
-#pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) most[v].store(largest + v * L::size);
-  }
-
-  /// Replaces scores of keys first .. last-1, in the vectors from number `From` on, by
-  /// transform(key, vector, score), and raises `largest` to what it gives.
-  template <int Vectors, int From = 0>
-  EIGEN_DONT_INLINE static void transform_scores(const ScoreTile<Number, Vectors>& tile,
-                                                 Index first, Index last, Number* largest,
-                                                 const auto& transform) {
-    L most[length(Vectors)];
-#pragma GCC unroll 16
-    for (int v = From; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
-    for (Index j = first; j < last; ++j) {
-#pragma GCC unroll 16
-      for (int v = From; v < Vectors; ++v) {
-        const L score = transform(j, v, L::load(tile.at(j, v)));
-        score.store(tile.at(j, v));
-        most[v] = max(most[v], score);
-      }
-    }
-#pragma GCC unroll 16
-    for (int v = From; v < Vectors; ++v) most[v].store(largest + v * L::size);
   }
 
   EIGEN_DONT_INLINE void drop(const PanelScores<Number>& tile) const {
@@ -320,16 +282,15 @@ class Forward {
     if (!in_rows || tile.keys > few_keys || width % L::size != 0) return false;
     const auto read =
         rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
-    const bool finite = coverage != Coverage::partial || edges_finite(read, tile.keys, mask);
-    const Rows<Number> values = finite ? read : finite_rows(space, read, tile.keys);
+    const bool finite = coverage != Coverage::partial || edges_finite(read, tile.keys, width, mask);
+    const auto values = finite ? read : finite_rows(read, tile.keys, width, space.safe_values);
     alignas(64) Number factor[length(widest)];
     L zero = output_factors(softmax, tile.head, tile.lanes, factor);
     // Who sees a row that is not finite is computed again by the definition.
-    for (Index j = 0; j < tile.keys && !finite; ++j) {
-      if (all_finite(read[j], width)) continue;
-      for (Index lane = 0; lane < tile.lanes; ++lane) {
-        if (sees(mask, j, lane)) factor[lane] = std::numeric_limits<Number>::quiet_NaN();
-      }
+    if (!finite) {
+      for_each_sight_not_finite(read, tile.keys, width, tile.lanes, mask, [&](Index, Index lane) {
+        factor[lane] = std::numeric_limits<Number>::quiet_NaN();
+      });
     }
     for (Index first = 0; first < tile.lanes; first += L::size) {
       const L each = L::load(factor + first);
@@ -352,27 +313,6 @@ class Forward {
       });
     }
     return true;
-  }
-
-  /// Whether rows that some query does not see hold no NaN and no infinity.
-  bool edges_finite(const Rows<Number>& read, Index keys, const auto& mask) const {
-    const Index width = problem_.value_dim, begin = mask.clear_begin(), end = mask.clear_end();
-    return all_finite(read, begin, width) &&
-           all_finite(Rows<Number>{read[end], read.stride}, keys - end, width);
-  }
-
-  /// Values of a tile in which rows that are not finite are zeros.
-  Rows<Number> finite_rows(Workspace& space, const Rows<Number>& read, Index keys) const {
-    const Index width = problem_.value_dim;
-    for (Index j = 0; j < keys; ++j) {
-      const bool keep = all_finite(read[j], width);
-      for (Index c = 0; c < width; ++c) space.safe_values[j * width + c] = keep ? read[j][c] : 0;
-    }
-    return {space.safe_values, width};
-  }
-
-  static bool sees(const auto& mask, Index j, Index lane) {
-    return (mask.clear_begin() <= j && j < mask.clear_end()) || mask.visible_to(j, lane);
   }
 
   /// What sums of values are multiplied by, for each lane, once the sinks have joined the softmax.
@@ -419,18 +359,16 @@ class Forward {
         add_product<Vectors>(space.scores, values, tile.keys, width, correction, space.output);
       });
     };
-    if (coverage != Coverage::partial || edges_finite(read, tile.keys, mask)) return add(read);
-    add(finite_rows(space, read, tile.keys));
-    for (Index j = 0; j < tile.keys; ++j) {
-      if (all_finite(read[j], width)) continue;
-      for (Index lane = 0; lane < tile.lanes; ++lane) {
-        if (!sees(mask, j, lane)) continue;
-        const Number weight = tile.scores[j * tile.lanes + lane];
-        for (Index c = 0; c < width; ++c) {
-          space.output[c * tile.lanes + lane] += weight * read[j][c];
-        }
-      }
+    if (coverage != Coverage::partial || edges_finite(read, tile.keys, width, mask)) {
+      return add(read);
     }
+    add(finite_rows(read, tile.keys, width, space.safe_values));
+    for_each_sight_not_finite(read, tile.keys, width, tile.lanes, mask, [&](Index j, Index lane) {
+      const Number weight = tile.scores[j * tile.lanes + lane];
+      for (Index c = 0; c < width; ++c) {
+        space.output[c * tile.lanes + lane] += weight * read[j][c];
+      }
+    });
   }
 
   EIGEN_DONT_INLINE void finish(Workspace& space, Softmax& softmax, Index batch, Index head,

@@ -160,6 +160,50 @@ EIGEN_ALWAYS_INLINE void apply_modifiers(const ScoreTile<Scalar, Vectors>& tile,
   }
 }
 
+/// apply_modifiers, the mask and the maximum of each lane in one go: hide(key, vector, score) gives
+/// what counts, and `largest` is raised to it.
+template <class Scalar, int Vectors>
+EIGEN_DONT_INLINE void modify_scores(const ScoreTile<Scalar, Vectors>& tile, Index first,
+                                     Index last, const auto& modifiers, Scalar* largest,
+                                     const auto& hide) {
+  using L = Lanes<Scalar>;
+  if (first >= last) return;
+  L most[length(Vectors)];
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
+  apply_modifiers(tile, first, last, modifiers,
+                  [&](Index j, auto& scores) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+                    for (int v = 0; v < Vectors; ++v) {
+                      scores[v] = hide(j, v, scores[v]);
+                      most[v] = max(most[v], scores[v]);
+                    }
+                  });
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) most[v].store(largest + v * L::size);
+}
+
+/// Replaces scores of keys first .. last-1, in the vectors from number `From` on, by
+/// transform(key, vector, score), and raises `largest` to what it gives.
+template <int From = 0, class Scalar, int Vectors>
+EIGEN_DONT_INLINE void transform_scores(const ScoreTile<Scalar, Vectors>& tile, Index first,
+                                        Index last, Scalar* largest, const auto& transform) {
+  using L = Lanes<Scalar>;
+  L most[length(Vectors)];
+#pragma GCC unroll 16
+  for (int v = From; v < Vectors; ++v) most[v] = L::load(largest + v * L::size);
+  for (Index j = first; j < last; ++j) {
+#pragma GCC unroll 16
+    for (int v = From; v < Vectors; ++v) {
+      const L score = transform(j, v, L::load(tile.at(j, v)));
+      score.store(tile.at(j, v));
+      most[v] = max(most[v], score);
+    }
+  }
+#pragma GCC unroll 16
+  for (int v = From; v < Vectors; ++v) most[v].store(largest + v * L::size);
+}
+
 /// Applies one modifier to the tile: a tensor in squares, a function of vectors vector by vector,
 /// any other function score by score.
 template <class Scalar, int Vectors, class Modifier>
