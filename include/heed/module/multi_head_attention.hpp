@@ -14,6 +14,7 @@
 #include "heed/module/initialiser.hpp"
 #include "heed/module/linear.hpp"
 #include "heed/module/multi_head_config.hpp"
+#include "heed/module/multi_head_inputs.hpp"
 #include "heed/module/multi_head_pass.hpp"
 #include "heed/module/pass.hpp"
 #include "heed/module/token_cache.hpp"
@@ -171,15 +172,15 @@ struct MultiHeadAttention {
     constexpr const char* function = "MultiHeadAttention::remember";
     using Element = detail::ScalarOf<K>;
     check_weights(function);
-    check_input(function, "key", k, config_.key_dim);
-    check_input(function, "value", v, config_.value_dim);
+    detail::check_input(function, config_, "key", k, config_.key_dim);
+    detail::check_input(function, config_, "value", v, config_.value_dim);
     const auto key_in = detail::as_batch(view(k));
     const auto value_in = detail::as_batch(view(v));
     if (key_in.shape[0] != value_in.shape[0] || key_in.shape[1] != value_in.shape[1]) {
       detail::fail(function, "key of shape ", view(k).shape, " and value of shape ", view(v).shape,
                    " differ in batch or in their number of keys");
     }
-    check_cache(function, cache, key_in.shape[0]);
+    detail::check_cache(function, config_, cache, key_in.shape[0]);
     View<Element, 3> key, value;
     View<Index, 2> positions;
     const detail::Scratch scratch([&](detail::Layout& layout) {
@@ -372,8 +373,8 @@ struct MultiHeadAttention {
   static constexpr double norm_epsilon = 1e-6;
   static constexpr Scalar* no_bias = nullptr;
 
-  Index width() const { return config_.num_heads * config_.head_dim; }
-  Index kv_width() const { return config_.num_kv_heads * config_.head_dim; }
+  Index width() const { return detail::query_width(config_); }
+  Index kv_width() const { return detail::key_width(config_); }
 
   void check_weights(const char* function) const {
     const auto& c = config_;
@@ -395,35 +396,6 @@ struct MultiHeadAttention {
     }
   }
 
-  /// An input alone: (batch, seq, features) or (seq, features).
-  template <class X>
-  void check_input(const char* function, const char* what, const X& x, Index features) const {
-    static_assert(detail::rank_of<X> >= 2 && detail::rank_of<X> <= 3,
-                  "heed: MultiHeadAttention takes (batch, seq, dim) or (seq, dim)");
-    detail::check_not_integers<X>();
-    detail::check_extents(function, what, view(x).shape);
-    if (view(x).shape.back() != features) {
-      detail::fail(function, what, " of shape ", view(x).shape, " does not fit a width of ",
-                   features, " (last axis)");
-    }
-    const auto wide = detail::as_batch(view(x));
-    detail::check_extents(function, "the projection",
-                          std::array{wide.shape[0], wide.shape[1], width()});
-  }
-
-  /// A cache of `batch` sequences of this module's heads.
-  template <class Cache>
-  void check_cache(const char* function, const Cache& cache, Index batch) const {
-    const auto has = cache.extents();
-    const std::array<Index, 4> shape{has.batch, has.kv_heads, has.key_dim, has.value_dim};
-    const std::array<Index, 4> needed{batch, config_.num_kv_heads, config_.head_dim,
-                                      config_.head_dim};
-    if (shape != needed) {
-      detail::fail(function, "the cache has a batch, heads, and widths of keys and values of ",
-                   shape, ", but the module and its input need ", needed);
-    }
-  }
-
   template <class X, class Cache>
   void check_new_tokens(const X& x, const Cache& cache, const AttentionOptions& options) const {
     check_weights(called);
@@ -432,8 +404,8 @@ struct MultiHeadAttention {
                    "self-attention takes queries, keys and values of one width, but they are ",
                    config_.embed_dim, ", ", config_.key_dim, " and ", config_.value_dim);
     }
-    check_input(called, "x", x, config_.embed_dim);
-    check_cache(called, cache, detail::as_batch(view(x)).shape[0]);
+    detail::check_input(called, config_, "x", x, config_.embed_dim);
+    detail::check_cache(called, config_, cache, detail::as_batch(view(x)).shape[0]);
     const Dropout refused_before_append(called, options.dropout, options.seed);
   }
 
@@ -441,8 +413,8 @@ struct MultiHeadAttention {
   void check_cross(const X& x, const Cache& cache) const {
     constexpr const char* function = "MultiHeadAttention::cross";
     check_weights(function);
-    check_input(function, "x", x, config_.embed_dim);
-    check_cache(function, cache, detail::as_batch(view(x)).shape[0]);
+    detail::check_input(function, config_, "x", x, config_.embed_dim);
+    detail::check_cache(function, config_, cache, detail::as_batch(view(x)).shape[0]);
   }
 
   /// `out` has the shape of the query and shares no elements with it or with a parameter.
@@ -461,33 +433,8 @@ struct MultiHeadAttention {
 
   template <class Q, class K, class V>
   void check_inputs(const char* function, const Q& q, const K& k, const V& v) const {
-    static_assert(detail::rank_of<Q> >= 2 && detail::rank_of<Q> <= 3,
-                  "heed: MultiHeadAttention takes (batch, seq, dim) or (seq, dim)");
     check_weights(function);
-    detail::check_extents(function, "query", view(q).shape);
-    detail::check_extents(function, "key", view(k).shape);
-    detail::check_extents(function, "value", view(v).shape);
-    const auto query = detail::as_batch(view(q));
-    const auto key = detail::as_batch(view(k));
-    const auto value = detail::as_batch(view(v));
-    const auto require = [&](bool fits, const char* what, const auto& given, Index needed) {
-      if (!fits) {
-        detail::fail(function, what, " of shape ", given.shape, " does not fit a width of ", needed,
-                     " (last axis) and the other inputs; query is ", query.shape, ", key ",
-                     key.shape, ", value ", value.shape, " (batch, seq, dim)");
-      }
-    };
-    require(query.shape[2] == config_.embed_dim, "query", query, config_.embed_dim);
-    require(key.shape[2] == config_.key_dim && key.shape[0] == query.shape[0], "key", key,
-            config_.key_dim);
-    require(value.shape[2] == config_.value_dim && value.shape[0] == query.shape[0] &&
-                value.shape[1] == key.shape[1],
-            "value", value, config_.value_dim);
-    const auto projected = [&](const char* name, const auto& x, Index features) {
-      detail::check_extents(function, name, std::array{x.shape[0], x.shape[1], features});
-    };
-    projected("the projected query", query, width());
-    projected("the projected key", key, kv_width());
+    detail::check_inputs(function, config_, q, k, v);
   }
 
   /// Room for `features` of each token of x.
