@@ -1,6 +1,12 @@
+#include "heed/additive_attention.hpp"
 #include "heed/attention.hpp"
+#include "heed/cache.hpp"
+#include "heed/embedding.hpp"
 #include "heed/linear.hpp"
 #include "heed/matmul.hpp"
+#include "heed/ragged.hpp"
+#include "heed/rotary.hpp"
+#include "heed/transformer_block.hpp"
 #include "score_support.hpp"
 
 namespace heed::test {
@@ -286,11 +292,208 @@ TEST(Alias, OfALinearLayer) {
   EXPECT_TRUE(dx.isZero());
 }
 
-TEST(Alias, AnOutputIsNoParameter) {
-  Matrix<float> table = Matrix<float>::Random(8, 8);
-  const Matrix<float> x = Matrix<float>::Random(8, 8);
-  EXPECT_TRUE(refuses([&] { attention_into(table, x, x, x, scaled_dot_product() | bias(table)); },
-                      {"the tensor of bias"}));
+// ---------------------------------------------------------------- policies
+
+/// Memory that a tensor of floats and one of another type may share.
+struct Shared {
+  alignas(64) std::array<float, 64> memory{};
+
+  Shared() { memory.fill(0); }  // the integer 0, and false, as well
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(memory.data());
+  }
+  View<float, 2> out() { return {memory.data(), {4, 4}, {4, 1}}; }
+  View<float, 4> wide() { return {memory.data(), {1, 1, 4, 4}, {16, 16, 4, 1}}; }
+  bool untouched() const {
+    return std::all_of(memory.begin(), memory.end(), [](float x) { return x == 0; });
+  }
+};
+
+/// Calls f(mask, its name) with each mask that refers to tensors, over 4 queries and keys; bytes
+/// of these and of the memory's are the same.
+void for_each_mask(Shared& m, const auto& f) {
+  const View<const bool, 2> pairs{m.as<bool>(), {4, 4}, {4, 1}};
+  const View<const int, 1> four{m.as<int>(), {4}, {1}}, one{m.as<int>(), {1}, {1}};
+  const std::vector<int> ids(4, 0);
+  f(allow(pairs), "allow");
+  f(valid_lens(one), "valid_lens");
+  f(segments(four, ids), "query ids of segments");
+  f(segments(ids, four), "key ids of segments");
+  f(causal(one), "offsets");
+  f(causal() && !(prefix(1) || allow(pairs)), "allow");
+}
+
+TEST(Alias, AnOutputIsNoTensorOfAPolicy) {
+  Shared m;
+  const Matrix<float> x = Matrix<float>::Random(4, 4);
+  const auto refused = [&](const auto& f, const std::string& what) {
+    EXPECT_TRUE(refuses(f, {"shares elements with", what}));
+    EXPECT_TRUE(m.untouched()) << what;
+  };
+  for_each_mask(m, [&](const auto& mask, const std::string& name) {
+    refused([&] { attention_into(m.out(), x, x, x, dot_product(), mask); }, name);
+  });
+  const View<const float, 2> table = m.out(), row{m.memory.data(), {1, 4}, {4, 1}};
+  const View<const float, 1> one{m.memory.data(), {1}, {1}}, four{m.memory.data(), {4}, {1}};
+  const auto dot = dot_product();
+  refused([&] { attention_into(m.out(), x, x, x, dot | bias(table)); }, "bias");
+  refused([&] { attention_into(m.out(), x, x, x, dot | bias(row)); }, "bias");
+  refused([&] { attention_into(m.out(), x, x, x, dot | softcap(1) | alibi(one)); }, "alibi");
+  refused([&] { attention_into(m.out(), x, x, x, dot | sink(one)); }, "sink");
+  refused([&] { attention_into(m.out(), x, x, x, additive(four)); }, "additive");
+  refused([&] { attention_into(m.out(), x, x, x, bilinear(table)); }, "bilinear");
+  const auto bucket = [](Index) { return Index(0); };
+  refused([&] { attention_into(m.out(), x, x, x, dot | relative_bias(row, bucket)); }, "table");
+}
+
+TEST(Alias, WeightsAreNoTensorOfAPolicy) {
+  Shared m;
+  const Matrix<float> x = Matrix<float>::Random(4, 4);
+  Matrix<float> out(4, 4);
+  const View<const bool, 2> pairs{m.as<bool>(), {4, 4}, {4, 1}};
+  EXPECT_TRUE(refuses(
+      [&] { attention_with_weights_into(out, m.out(), x, x, x, dot_product(), allow(pairs)); },
+      {"the weights shares elements with", "allow"}));
+  EXPECT_TRUE(m.untouched());
+}
+
+TEST(Alias, AnOutputOverACacheIsNoTensorOfAPolicy) {
+  Shared m;
+  KeyValueCache<float> cache({.key_dim = 4, .value_dim = 4, .capacity = 4});
+  const auto x = make<float, 4>(random({1, 1, 4, 4}, 1));
+  cache.append(x, x);
+  const View<const bool, 2> pairs{m.as<bool>(), {4, 4}, {4, 1}};
+  EXPECT_TRUE(refuses([&] { attention_into(m.wide(), x, cache, dot_product(), allow(pairs)); },
+                      {"heed::attention_into", "allow"}));
+  const View<const float, 2> table = m.out();
+  EXPECT_TRUE(refuses([&] { attention_into(m.wide(), x, cache, dot_product() | bias(table)); },
+                      {"heed::attention_into", "bias"}));
+  EXPECT_TRUE(m.untouched());
+}
+
+TEST(Alias, OfRaggedBatches) {
+  const Matrix<double> x = Matrix<double>::Random(4, 4);
+  const std::vector<Index> offsets{0, 0, 4};
+  alignas(64) std::array<Index, 16> memory{0, 0, 4};
+  const auto before = memory;
+  const View<const Index, 1> own{memory.data(), {3}, {1}};
+  const View<double, 2> out{reinterpret_cast<double*>(memory.data()), {4, 4}, {4, 1}};
+  const auto call = [&](const auto& of_query, const auto& of_key, const auto& of_value) {
+    attention_into(out, ragged(x, of_query), ragged(x, of_key), ragged(x, of_value));
+  };
+  EXPECT_TRUE(refuses([&] { call(own, offsets, offsets); }, {"the offsets of query"}));
+  EXPECT_TRUE(refuses([&] { call(offsets, own, offsets); }, {"the offsets of key"}));
+  EXPECT_TRUE(refuses([&] { call(offsets, offsets, own); }, {"the offsets of value"}));
+  // Two sequences without tokens, which may have a length each.
+  const View<const Index, 1> lens{memory.data(), {2}, {1}};
+  const auto packed = ragged(x, offsets);
+  EXPECT_TRUE(
+      refuses([&] { attention_into(out, packed, packed, packed, dot_product(), valid_lens(lens)); },
+              {"the lengths of valid_lens"}));
+  EXPECT_EQ(memory, before);
+}
+
+TEST(Alias, GradientsAreNoTensorOfAPolicy) {
+  Shared m;
+  const Matrix<float> x = Matrix<float>::Random(4, 4);
+  Matrix<float> a(4, 4), b(4, 4);
+  const auto run = [&](auto to, int which, const auto& score, const auto& mask) {
+    const auto pass = attention_forward(x, x, x, score, mask);
+    attention_backward_into(
+        AttentionGradients<View<float, 2>, View<float, 2>, View<float, 2>>{
+            which == 0 ? to : view(a), which == 1 ? to : view(which == 0 ? a : b),
+            which == 2 ? to : view(b)},
+        x, x, x, pass, x, score, mask);
+  };
+  const View<const bool, 2> pairs{m.as<bool>(), {4, 4}, {4, 1}};
+  const View<const float, 2> table = m.out();
+  const char* const names[] = {"gradients.query", "gradients.key", "gradients.value"};
+  for (const int which : {0, 1, 2}) {
+    EXPECT_TRUE(refuses([&] { run(m.out(), which, dot_product(), allow(pairs)); },
+                        {names[which], "the tensor of allow"}));
+    EXPECT_TRUE(refuses([&] { run(m.out(), which, dot_product() | bias(table), no_mask()); },
+                        {names[which], "the tensor of bias"}));
+  }
+  EXPECT_TRUE(m.untouched());
+}
+
+TEST(Alias, GradientsOfParametersStandApart) {
+  Shared m;
+  const Matrix<float> x = Matrix<float>::Random(4, 4);
+  const View<float, 2> own = m.out();
+  const View<const float, 2> table = own;
+  const View<const bool, 2> pairs{m.as<bool>(), {4, 4}, {4, 1}};
+  Matrix<float> other = Matrix<float>::Random(4, 4);
+  const auto refused = [&](const auto& score, const auto& mask, const std::string& what) {
+    auto pass = attention_forward(x, x, x);
+    const AttentionPass<Matrix<float>, View<float, 1>> read{
+        pass.output, View<float, 1>{m.memory.data() + 8, {4}, {1}}};
+    EXPECT_TRUE(refuses(
+        [&] {
+          if (what == "pass.log_sum_exp") {
+            attention_backward(x, x, x, read, x, score, mask);
+          } else {
+            attention_backward(x, x, x, pass, x, score, mask);
+          }
+        },
+        {"share", what}));
+    EXPECT_TRUE(m.untouched());
+  };
+  const auto dot = dot_product();
+  refused(dot | bias(other, own), allow(pairs), "the tensor of allow");
+  refused(dot | bias(other, own) | bias(table), no_mask(), "the tensor of bias");
+  refused(dot | bias(table) | bias(other, own), no_mask(), "the tensor of bias");
+  refused(dot | bias(other, own) | bias(other, own), no_mask(), "another parameter");
+  refused(dot | bias(other, own), no_mask(), "pass.log_sum_exp");
+}
+
+TEST(Alias, OfModulesAndMasks) {
+  Shared m;
+  const Matrix<float> x = Matrix<float>::Random(4, 4);
+  const auto batch = make<float, 3>(random({1, 1, 4, 4}, 1));
+  const View<float, 3> wide{m.memory.data(), {1, 4, 4}, {16, 4, 1}};
+  const View<const bool, 2> pairs{m.as<bool>(), {4, 4}, {4, 1}};
+  const auto mask = allow(pairs);
+  const auto refused = [&](const auto& f, const std::string& what = "the tensor of allow") {
+    EXPECT_TRUE(refuses(f, {"the output shares elements with", what}));
+    EXPECT_TRUE(m.untouched());
+  };
+  const MultiHeadAttention<float> heads({.embed_dim = 4, .num_heads = 2});
+  refused([&] { heads.into(m.out(), x, x, x, mask); });
+  KeyValueCache<float> cache({.kv_heads = 2, .key_dim = 2, .value_dim = 2, .capacity = 8});
+  heads.remember(cache, batch, batch);
+  refused([&] { heads.cross_into(wide, batch, cache, mask); });
+  const AdditiveAttention<float> additive_attention(4, 4, 3);
+  refused([&] { additive_attention.into(m.out(), x, x, x, mask); });
+
+  BlockConfig config{.attention = {.embed_dim = 4, .num_heads = 2}, .mlp = {.dim = 4}};
+  const TransformerBlock<float> block(config);
+  refused([&] { block.into(m.out(), x, mask); });
+  config.cross = true;
+  const TransformerBlock<float> decoder(config);
+  refused([&] { decoder.into(m.out(), x, x, mask); });
+  refused([&] { decoder.into(m.out(), x, x, no_mask(), mask); });
+  KeyValueCache<float> own = cache;
+  own.clear();
+  refused([&] { decoder.into(wide, batch, own, cache, mask); });
+  EXPECT_EQ(own.length(), 0);
+}
+
+TEST(Alias, OfIntegersThatAreRead) {
+  Shared m;
+  const Matrix<float> x = Matrix<float>::Random(4, 4);
+  const View<const int, 1> four{m.as<int>(), {4}, {1}};
+  const RotaryConfig config{.layout = RotaryLayout::half};
+  EXPECT_TRUE(refuses([&] { rotary_into(m.out(), x, four, config); },
+                      {"heed::rotary_into", "the positions"}));
+  EXPECT_TRUE(refuses([&] { rotary_into(m.out(), m.out(), four, config); },
+                      {"heed::rotary_into", "the positions"}));
+  EXPECT_TRUE(refuses([&] { rotary_backward_into(m.out(), x, four, config); },
+                      {"heed::rotary_backward_into", "the positions"}));
+  const Embedding<float> embedding(3, 4);
+  EXPECT_TRUE(refuses([&] { embedding.into(m.out(), four); }, {"heed::Embedding", "the ids"}));
+  EXPECT_TRUE(m.untouched());
 }
 
 TEST(Alias, AGradientOfParametersThatRepeatsIsRefused) {

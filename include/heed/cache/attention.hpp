@@ -62,12 +62,7 @@ struct CacheCall : CallResults<Q, ScalarOf<Q>, rank_of<Q>> {
     const HeldMask<M> held(mask, cache, positions);
     const Dropout dropout(problem.function, options.dropout, options.seed);
     const auto output = make();
-    const auto check = [&](const auto& parameters, const char* name) {
-      check_not_aliased(problem.function, output.output, parameters, name);
-    };
-    for_each_parameters(in_unit.similarity, check);
-    std::apply([&](const auto&... modifier) { (for_each_parameters(modifier, check), ...); },
-               in_unit.modifiers);
+    check_not_of_policies(problem.function, in_unit, mask, output.output);
     if (problem.batch * problem.heads * problem.queries == 0) return;
     const auto keys = cache.key_rows(problem.keys);
     const auto values = cache.value_rows(problem.keys);
@@ -113,7 +108,8 @@ struct CacheCall : CallResults<Q, ScalarOf<Q>, rank_of<Q>> {
 }  // namespace detail
 
 /// Writes attention over a cache (see below) into `out`, of the output's shape, which shares no
-/// elements with the query. A second call of one shape allocates nothing.
+/// elements with the query or with what score and mask refer to. A second call of one shape
+/// allocates nothing.
 template <class Out, class Q, template <class> class Cache, class Element, class S = DotProduct,
           class M = NoMask>
   requires detail::KeyValueStore<Cache<Element>>

@@ -259,6 +259,12 @@ EIGEN_ALWAYS_INLINE View<Scalar, Target> expand(const View<Scalar, Rank>& x) {
   return result;
 }
 
+/// A vector, or a tensor of rank 2 to 4, as rank 4.
+template <class Element, int Rank>
+View<Element, 4> spread(const View<Element, Rank>& x) {
+  return expand<4, (Rank < 2 ? Rank : 2)>(x);
+}
+
 /// (batch, heads, seq, dim) of a tensor of rank 2 to 4.
 template <class T>
 EIGEN_ALWAYS_INLINE auto rank4(T& x) {

@@ -106,14 +106,8 @@ constexpr void check_types() {
   }
 }
 
-/// A vector of parameters, or a tensor of them, as rank 4.
-template <class Element, int Rank>
-View<Element, 4> spread(const View<Element, Rank>& x) {
-  return expand<4, (Rank < 2 ? Rank : 2)>(x);
-}
-
-/// Refuses a gradient of another shape than its parameters, or that shares elements with them or
-/// with what `others(check)` hands to check(view, name).
+/// Refuses a gradient of another shape than its parameters, or that shares elements with what
+/// `others(check)` hands to check(view, name).
 template <class Bound, class Others>
 void check_trained(const char* function, const Bound& bound, const Others& others) {
   if constexpr (trained<Bound>) {
@@ -128,18 +122,24 @@ void check_trained(const char* function, const Bound& bound, const Others& other
       if (gradient.shape[axis] == 1) gradient.strides[axis] = 0;
     }
     check_writable(function, gradient, "the gradient of a parameter");
-    const auto check = [&](const auto& x, const char* name) {
+    others([&](const auto& x, const char* name) {
       check_not_aliased(function, gradient, x, name, "the gradient of a parameter");
-    };
-    check(spread(parameters), bound.parameter_name);
-    others(check);
+    });
   }
 }
 
-/// check(view, name) for the parameters of a bound score or modifier.
-template <class Bound, class Check>
-void for_each_parameters(const Bound& bound, const Check& check) {
-  if constexpr (has_parameters<Bound>) check(spread(bound.parameters()), bound.parameter_name);
+/// check(view, name) for the parameters of a bound score and of its modifiers.
+void for_each_parameters(const auto& score, const auto& check) {
+  const auto one = [&]<class Bound>(const Bound& bound) {
+    if constexpr (has_parameters<Bound>) check(spread(bound.parameters()), bound.parameter_name);
+  };
+  one(score.similarity);
+  std::apply([&](const auto&... modifier) { (one(modifier), ...); }, score.modifiers);
+}
+
+/// check(view, name) for the tensors that a mask reads.
+void for_each_tensor_of(const auto& mask, const auto& check) {
+  for_each_mask_tensor(mask, [&](const auto& x, const char* name) { check(spread(x), name); });
 }
 
 /// body(in_unit, definition) with the score in `Unit` and in natural units, which may be one.
@@ -154,15 +154,21 @@ void with_scores(const S& score, const Problem& problem, const auto& body) {
   }
 }
 
-/// Refuses a result that shares elements with a parameter of the score.
-void check_no_parameter(const char* function, const auto& score, const auto& result,
-                        const char* result_name) {
-  const auto check = [&](const auto& parameters, const char* name) {
+/// Refuses a result that shares elements with a tensor of the mask.
+void check_not_of_mask(const char* function, const auto& mask, const auto& result,
+                       const char* result_name = "the output") {
+  for_each_tensor_of(mask, [&](const auto& tensor, const char* name) {
+    check_not_aliased(function, result, tensor, name, result_name);
+  });
+}
+
+/// Refuses a result that shares elements with a parameter of the score or a tensor of the mask.
+void check_not_of_policies(const char* function, const auto& score, const auto& mask,
+                           const auto& result, const char* result_name = "the output") {
+  for_each_parameters(score, [&](const auto& parameters, const char* name) {
     check_not_aliased(function, result, parameters, name, result_name);
-  };
-  for_each_parameters(score.similarity, check);
-  std::apply([&](const auto&... modifier) { (for_each_parameters(modifier, check), ...); },
-             score.modifiers);
+  });
+  check_not_of_mask(function, mask, result, result_name);
 }
 
 /// Refuses gradients of the parameters of a score that do not fit, or that share elements with what
@@ -172,15 +178,49 @@ void check_trained_score(const char* function, const auto& score, const auto& in
                          const Pass& pass, const Output& output) {
   const auto others = [&](const auto& check) {
     inputs(check);
+    for_each_parameters(score, check);
     check(pass.output, "pass.output");
+    check(spread(pass.log_sum_exp), "pass.log_sum_exp");
     check(pass.grad_output, "grad_output");
     check(output.query, "gradients.query");
     check(output.key, "gradients.key");
     check(output.value, "gradients.value");
   };
-  check_trained(function, score.similarity, others);
-  std::apply([&](const auto&... modifier) { (check_trained(function, modifier, others), ...); },
-             score.modifiers);
+  constexpr std::size_t bounds =
+      1 + std::tuple_size_v<std::remove_cvref_t<decltype(score.modifiers)>>;
+  std::array<ByteBox, bounds> gradients;
+  std::size_t count = 0;
+  const auto one = [&]<class Bound>(const Bound& bound) {
+    if constexpr (trained<Bound>) {
+      check_trained(function, bound, others);
+      const ByteBox own = byte_box(spread(bound.gradient));
+      for (std::size_t n = 0; n < count; ++n) {
+        if (share_bytes(own, gradients[n])) {
+          fail(function, "the gradient of ", bound.parameter_name,
+               " shares elements with that of another parameter");
+        }
+      }
+      gradients[count++] = own;
+    }
+  };
+  one(score.similarity);
+  std::apply([&](const auto&... modifier) { (one(modifier), ...); }, score.modifiers);
+}
+
+/// Refuses gradients that share elements with a tensor of the policies, and gradients of parameters
+/// as check_trained_score does.
+template <class Call>
+void check_gradients(const Call& call, const auto& score, const auto& mask, const auto& pass,
+                     const auto& output) {
+  const char* function = call.problem.function;
+  check_not_of_policies(function, score, mask, output.query, "gradients.query");
+  check_not_of_policies(function, score, mask, output.key, "gradients.key");
+  check_not_of_policies(function, score, mask, output.value, "gradients.value");
+  const auto inputs = [&](const auto& check) {
+    call.for_each_input(check);
+    for_each_tensor_of(mask, check);
+  };
+  check_trained_score(function, score, inputs, pass, output);
 }
 
 /// Refuses a pass that does not fit the inputs of `call`, and a gradient of the output that does
@@ -282,7 +322,7 @@ struct TensorCall : CallResults<Q, ScalarOf<Q>, rank_of<Q>> {
   template <class S, class M, class Make>
   void run(const S& score, const M& mask, const AttentionOptions& options, const Make& make) const {
     bind<FusedUnit>(score, mask, options, make, [&](const auto& call) {
-      check_no_parameter(problem.function, call.score, call.output.output, "the output");
+      check_not_of_policies(problem.function, call.score, mask, call.output.output);
       if (problem.batch * problem.heads * problem.queries == 0) return;
       run_first_that_suits<Decode, Forward, Reference>(call, options.pool);
     });
@@ -293,8 +333,8 @@ struct TensorCall : CallResults<Q, ScalarOf<Q>, rank_of<Q>> {
   void run_reference(const S& score, const M& mask, const AttentionOptions& options,
                      const Make& make) const {
     bind<NaturalUnit>(score, mask, options, make, [&](const auto& call) {
-      check_no_parameter(problem.function, call.score, call.output.output, "the output");
-      check_no_parameter(problem.function, call.score, call.output.weights, "the weights");
+      check_not_of_policies(problem.function, call.score, mask, call.output.output);
+      check_not_of_policies(problem.function, call.score, mask, call.output.weights, "the weights");
       run_first_that_suits<Reference>(call, options.pool);
     });
   }
@@ -314,9 +354,7 @@ struct TensorCall : CallResults<Q, ScalarOf<Q>, rank_of<Q>> {
   void run_backward(const Pass& pass, const S& score, const M& mask,
                     const AttentionOptions& options, const Make& make) const {
     bind<FusedUnit>(score, mask, options, make, [&](const auto& call) {
-      check_trained_score(
-          problem.function, call.definition,
-          [this](const auto& check) { this->for_each_input(check); }, pass, call.output);
+      check_gradients(*this, call.definition, mask, pass, call.output);
       run_first_that_suits<Backward, ReferenceBackward>(call, options.pool);
       add_sink_gradients(call);
     });

@@ -199,6 +199,7 @@ struct RaggedCall
   TensorRows<ValueElement> values;
   OffsetsOf<Q> query_offsets;
   OffsetsOf<K> key_offsets;
+  OffsetsOf<V> value_offsets;
 
   RaggedCall(const char* function, const Q& q, const K& k, const V& v)
       : Results{tokens(q).shape,
@@ -207,8 +208,8 @@ struct RaggedCall
         keys{token_heads(tokens(k))},
         values{token_heads(tokens(v))},
         query_offsets(offsets(function, "query", q)),
-        key_offsets(offsets(function, "key", k)) {
-    const auto value_offsets = offsets(function, "value", v);
+        key_offsets(offsets(function, "key", k)),
+        value_offsets(offsets(function, "value", v)) {
     check_count(function, "key", key_offsets.count(), "value", value_offsets.count());
     check_count(function, "query", query_offsets.count(), "key", key_offsets.count());
     problem.batch = query_offsets.count();
@@ -254,6 +255,9 @@ struct RaggedCall
     check(query, "query");
     check(keys.tensor, "key");
     check(values.tensor, "value");
+    check(spread(query_offsets.offsets), "the offsets of query");
+    check(spread(key_offsets.offsets), "the offsets of key");
+    check(spread(value_offsets.offsets), "the offsets of value");
   }
 
   /// As TensorCall's.
@@ -262,7 +266,7 @@ struct RaggedCall
     bind(score, mask, options, make,
          [&]<class Call>(std::type_identity<Call>, const auto& with, const auto& in_unit,
                          const auto& output) {
-           check_no_parameter(problem.function, in_unit, output.output, "the output");
+           check_not_of_policies(problem.function, in_unit, mask, output.output);
            if (problem.heads == 0) return;
            run_sequences<Decode, Forward, Reference>(problem.batch, with, options.pool);
          });
@@ -273,9 +277,7 @@ struct RaggedCall
     bind(score, mask, options, make,
          [&]<class Call>(std::type_identity<Call>, const auto& with, const auto& in_unit,
                          const auto& output) {
-           check_trained_score(
-               problem.function, in_unit,
-               [this](const auto& check) { this->for_each_input(check); }, pass, output);
+           check_gradients(*this, in_unit, mask, pass, output);
            run_sequences_back<Call>(problem.batch, with, options.pool);
            for (Index b = 0; Call::Definition::trains_modifiers && b < problem.batch; ++b) {
              with(b, [](const Call& call) { add_sink_gradients(call); });

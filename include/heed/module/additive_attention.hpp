@@ -64,7 +64,8 @@ struct AdditiveAttention {
                      additive(score_weight), mask, options);
   }
 
-  /// Writes that into out, of its shape, which shares no elements with an input or a parameter. A
+  /// Writes that into out, of its shape, which shares no elements with an input, a parameter or the
+  /// mask. A
   /// second call of one shape allocates nothing.
   template <class Out, class Q, class K, class V, class M = NoMask>
   void into(Out&& out, const Q& q, const K& k, const V& v, const M& mask = no_mask(),

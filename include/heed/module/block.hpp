@@ -79,13 +79,14 @@ struct TransformerBlock {
     return result_of(x, [&](auto& out) { into(out, x, mask, options); });
   }
 
-  /// Writes that into `out`, which is x itself or shares no elements with it. A second call of one
-  /// shape allocates nothing.
+  /// Writes that into `out`, which is x itself or shares no elements with it, and none with the
+  /// mask or a parameter. A second call of one shape allocates nothing.
   template <class Out, class X, Mask M = NoMask>
   void into(Out&& out, const X& x, const M& mask = no_mask(),
             const AttentionOptions& options = {}) const {
     require_cross(false);
     check(x);
+    detail::check_not_of_mask(name, mask, detail::rank4(out));
     run(
         out, x,
         [&](const auto& to, const auto& from) {
@@ -105,7 +106,7 @@ struct TransformerBlock {
     return result_of(x, [&](auto& out) { into(out, x, memory, mask, memory_mask, options); });
   }
 
-  /// Writes that into `out`, which shares no elements with the memory.
+  /// Writes that into `out`, which shares no elements with the memory or its mask.
   template <class Out, class X, class Memory, Mask M = NoMask, Mask MemoryMask = NoMask>
     requires(!Mask<Memory> && !detail::TokenCache<Memory>)
   void into(Out&& out, const X& x, const Memory& memory, const M& mask = no_mask(),
@@ -115,6 +116,8 @@ struct TransformerBlock {
     cross_attention.check_inputs(name, x, memory, memory);
     check_memory_mask(x, view(memory).shape[detail::rank_of<Memory> - 2], memory_mask);
     detail::check_not_aliased(name, detail::rank4(out), detail::rank4(memory), "the memory");
+    detail::check_not_of_mask(name, mask, detail::rank4(out));
+    detail::check_not_of_mask(name, memory_mask, detail::rank4(out));
     run(
         out, x,
         [&](const auto& to, const auto& from) {
@@ -167,6 +170,7 @@ struct TransformerBlock {
       longest = std::max<Index>(longest, memory.held(b).length);
     }
     check_memory_mask(x, longest, memory_mask);
+    detail::check_not_of_mask(name, memory_mask, detail::rank4(out));
     run(
         out, x, [&](const auto& to, const auto& from) { attention.into(to, from, cache, options); },
         [&](const auto& to, const auto& from) {

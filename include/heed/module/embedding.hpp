@@ -69,8 +69,8 @@ struct Embedding {
     return result;
   }
 
-  /// Writes the rows into `out`, of the shape (..., dim), which shares no elements with the weight,
-  /// widened where it is wider.
+  /// Writes the rows into `out`, of the shape (..., dim), which shares no elements with the weight
+  /// or the ids, widened where it is wider.
   template <class Out, detail::Integers Ids>
   void into(Out&& out, const Ids& ids, Eigen::ThreadPoolInterface* pool = nullptr) const {
     const auto rows = detail::integer_view(ids);
@@ -206,6 +206,7 @@ struct Embedding {
     detail::check_layer_types<Scalar, Out>();
     const auto target = detail::module_target(name, out, shape_of(ids));
     detail::check_not_aliased(name, target, detail::rank4(weight), "the weight");
+    detail::check_not_aliased(name, target, detail::spread(ids), "the ids");
     if (target.size() == 0) return;
     using Number = detail::Accumulator<Scalar>;
     detail::over_rows<Number>(

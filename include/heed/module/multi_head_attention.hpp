@@ -85,8 +85,8 @@ struct MultiHeadAttention {
     }
   }
 
-  /// Writes that into out, of the shape of the query, which shares no elements with an input or a
-  /// parameter. A second call of one shape allocates nothing.
+  /// Writes that into out, of the shape of the query, which shares no elements with an input, a
+  /// parameter or the mask. A second call of one shape allocates nothing.
   template <class Out, class Q, class K, class V, class M = NoMask>
     requires(!detail::TokenCache<K>)
   void into(Out&& out, const Q& q, const K& k, const V& v, const M& mask = no_mask(),
@@ -97,6 +97,7 @@ struct MultiHeadAttention {
     const auto target = check_target(called, out, q);
     detail::check_not_aliased(called, target, detail::rank4(k), "key");
     detail::check_not_aliased(called, target, detail::rank4(v), "value");
+    detail::check_not_of_mask(called, mask, target);
     const auto query_in = detail::as_batch(view(q));
     const auto key_in = detail::as_batch(view(k));
     const auto value_in = detail::as_batch(view(v));
@@ -211,7 +212,8 @@ struct MultiHeadAttention {
                   const AttentionOptions& options = {}) const {
     using Element = detail::ScalarOf<X>;
     check_cross(x, cache);
-    check_target("MultiHeadAttention::cross", out, x);
+    const auto target = check_target("MultiHeadAttention::cross", out, x);
+    detail::check_not_of_mask("MultiHeadAttention::cross", mask, target);
     const auto tokens = detail::as_batch(view(x));
     View<Element, 3> query, context;
     const detail::Scratch scratch([&](detail::Layout& layout) {

@@ -75,8 +75,8 @@ auto result_target(const Call& call, Out& out, const std::array<Index, Rank>& sh
 }  // namespace detail
 
 /// Writes attention (see below) into `out`, a tensor, matrix, map, block or View of the output's
-/// shape that shares no elements with the inputs, or such tokens of a ragged batch. A second call
-/// of one shape allocates nothing.
+/// shape that shares no elements with the inputs or with what score and mask refer to, or such
+/// tokens of a ragged batch. A second call of one shape allocates nothing.
 template <class Out, class Q, class K, class V, class S = DotProduct, class M = NoMask>
 void attention_into(Out&& out, const Q& q, const K& k, const V& v,
                     const S& score = scaled_dot_product(), const M& mask = no_mask(),
@@ -159,7 +159,8 @@ auto attention_with_weights(const Q& q, const K& k, const V& v,
 }
 
 /// Writes attention into `out` and the weights of every pair into `weights`, (..., queries, keys),
-/// each a tensor, matrix, map, block or View that shares no elements with the inputs or the other.
+/// each a tensor, matrix, map, block or View that shares no elements with the inputs, with what
+/// score and mask refer to, or with the other.
 template <class Out, class Weights, class Q, class K, class V, class S = DotProduct,
           class M = NoMask>
 void attention_with_weights_into(Out&& out, Weights&& weights, const Q& q, const K& k, const V& v,

@@ -66,7 +66,8 @@ auto pass_views(const Call& call, const Pass& pass, const G& grad_output) {
 
 /// Writes the gradients (see attention_backward) into `gradients`, an AttentionGradients of
 /// writable tensors, maps, blocks or Views of the inputs' shapes, which share no elements with one
-/// another or with what is read. A second call of one shape allocates nothing.
+/// another or with what is read, by score and mask as well. A second call of one shape allocates
+/// nothing.
 template <class Gradients, class Q, class K, class V, class Pass, class G, class S = DotProduct,
           class M = NoMask>
 void attention_backward_into(Gradients&& gradients, const Q& q, const K& k, const V& v,

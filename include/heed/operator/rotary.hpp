@@ -357,6 +357,9 @@ void rotary_into(const char* function, Out& out, const X& x, const P& positions,
   const auto where = rotary_positions(function, positions, from.shape, config.axes);
   check_writable(function, to, "the output");
   if (!same_elements(to, from)) check_not_aliased(function, to, from, "the input");
+  if constexpr (!std::integral<P>) {
+    check_not_aliased(function, to, spread(rotary_positions_view(positions)), "the positions");
+  }
   rotate<Scalar>(to, from, where, config, dim, direction, pool);
 }
 
@@ -374,7 +377,8 @@ auto rotary(const X& x, const P& positions, const RotaryConfig& config,
   return detail::rotary("rotary", x, positions, config, 1, pool);
 }
 
-/// Writes rotary(x, positions, config) into out, which is x itself or shares no elements with it. A
+/// Writes rotary(x, positions, config) into out, which is x itself or shares no elements with it,
+/// and none with the positions. A
 /// second call of one shape allocates nothing.
 template <class Out, class X, class P>
 void rotary_into(Out&& out, const X& x, const P& positions, const RotaryConfig& config,

@@ -154,9 +154,13 @@ struct MaskTraits {
 ///   KeySet<n> row(Index batch, Index head, Index query) const
 ///
 /// where row is what the query may see at most (all that it may see, if the set is exact) and may
-/// be left out: then every pair is asked for. Over a ragged batch, a mask is bound to each
-/// sequence, with the sequence's own queries and keys, and `batch` is always the sequence's number;
-/// binding may take place in several threads at once.
+/// be left out: then every pair is asked for. A mask that refers to tensors may say so by
+///
+///   void for_each_tensor(const auto& visit) const        visit(View, name) for each of them
+///
+/// so that results which share elements with one are refused. Over a ragged batch, a mask is bound
+/// to each sequence, with the sequence's own queries and keys, and `batch` is always the sequence's
+/// number; binding may take place in several threads at once.
 struct MaskPolicy {};
 
 template <class T>
@@ -419,6 +423,11 @@ auto bind_mask(const M& mask, const Problem& problem) {
   } else {
     return AskedPairs<decltype(bound)>{std::move(bound), problem.keys};
   }
+}
+
+/// visit(view, name) for the tensors that a mask says it refers to.
+void for_each_mask_tensor(const auto& mask, const auto& visit) {
+  if constexpr (requires { mask.for_each_tensor(visit); }) mask.for_each_tensor(visit);
 }
 
 template <class M>

@@ -14,6 +14,7 @@ struct Allow : MaskPolicy {
   Kept allowed;
 
   explicit Allow(Kept kept) : allowed(std::forward<Kept>(kept)) {}
+  void for_each_tensor(const auto& visit) const { visit(view(allowed), "the tensor of allow"); }
   struct Bound {
     View<const bool, 4> allowed;
     bool allows(Index b, Index h, Index i, Index j) const { return allowed(b, h, i, j); }

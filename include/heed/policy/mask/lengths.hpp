@@ -20,6 +20,9 @@ struct ValidLens : MaskPolicy {
   Kept lens;
 
   explicit ValidLens(Kept kept) : lens(std::forward<Kept>(kept)) {}
+  void for_each_tensor(const auto& visit) const {
+    visit(detail::integer_view(lens), "the lengths of valid_lens");
+  }
   auto bind(const Problem& problem) const {
     auto view = detail::per_batch(detail::integer_view(lens));
     constexpr bool by_query = detail::IntegerView<std::remove_cvref_t<Kept>>::Rank == 2;

@@ -31,6 +31,10 @@ struct CombinedMask : MaskPolicy {
   B b;
 
   CombinedMask(A a_in, B b_in) : a(std::move(a_in)), b(std::move(b_in)) {}
+  void for_each_tensor(const auto& visit) const {
+    detail::for_each_mask_tensor(a, visit);
+    detail::for_each_mask_tensor(b, visit);
+  }
   struct Combined {
     detail::BoundMaskOf<A> a;
     detail::BoundMaskOf<B> b;
@@ -50,6 +54,7 @@ struct NotMask : MaskPolicy {
   A a;
 
   explicit NotMask(A a_in) : a(std::move(a_in)) {}
+  void for_each_tensor(const auto& visit) const { detail::for_each_mask_tensor(a, visit); }
   struct Neither {
     detail::BoundMaskOf<A> a;
     Index keys;

@@ -35,6 +35,9 @@ struct OffsetWindow : MaskPolicy {
 
   OffsetWindow(const char* name_in, Kept kept, Index left_in, Index right_in)
       : name(name_in), offsets(std::forward<Kept>(kept)), left(left_in), right(right_in) {}
+  void for_each_tensor(const auto& visit) const {
+    visit(detail::integer_view(offsets), "the offsets of a mask");
+  }
   auto bind(const Problem& problem) const {
     const auto view = detail::integer_view(offsets);
     if (view.shape[0] != problem.batch) {

@@ -23,6 +23,10 @@ struct Segments : MaskPolicy {
   Segments(KeptQueries queries, KeptKeys keys)
       : query_ids(std::forward<KeptQueries>(queries)), key_ids(std::forward<KeptKeys>(keys)) {}
 
+  void for_each_tensor(const auto& visit) const {
+    visit(detail::integer_view(query_ids), "the query ids of segments");
+    visit(detail::integer_view(key_ids), "the key ids of segments");
+  }
   template <class Query, class Key>
   struct Matcher {
     View<const Query, 2> queries;
