@@ -97,7 +97,9 @@ void attention_into(Out&& out, const Q& q, const K& k, const V& v,
 /// Rank 2 is (seq, dim), rank 3 (batch, seq, dim), rank 4 (batch, heads, seq, dim); the key heads
 /// divide the query heads, and query head h reads key head h / (heads / kv_heads). float and double
 /// run on the fused engine, as do half and bfloat16, with float sums; any other number type on the
-/// reference engine. A query that no key is allowed to gets 0; what a mask hides never matters.
+/// reference engine. A query that no key is allowed to gets 0; what a mask hides never matters. The
+/// fused engine holds scores that no modifier changes times log2(e): a key whose score is below
+/// -2^128 ln 2, about -2.36e38 (in double -2^1024 ln 2), counts as one of -infinity, of no weight.
 ///
 /// Ragged batches are sequences one after another, without padding:
 ///

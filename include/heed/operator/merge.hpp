@@ -34,7 +34,9 @@ auto owned_copy(const T& x) {
 }  // namespace detail
 
 /// One pass over the union of two disjoint sets of keys, from the passes over each:
-/// weights in proportion to e^log_sum_exp. std::invalid_argument where the shapes do not fit.
+/// weights in proportion to e^log_sum_exp. Where all keys of one part score -infinity, the result
+/// is the other part's: a NaN among their values, which attention over the union would pass on, is
+/// in neither part. std::invalid_argument where the shapes do not fit.
 template <class Output, class LogSumExp>
 auto merge(const AttentionPass<Output, LogSumExp>& a, const AttentionPass<Output, LogSumExp>& b) {
   using std::exp, std::log;
