@@ -194,28 +194,26 @@ auto ring_attention_backward(const Q& q, const K& k, const V& v, const Pass& pas
   std::optional<TrainedGradients<Definition>> trained_gradients;
   std::optional<TravellingGradients<Ring>> travelling;
   Number *d_query = nullptr, *pair_d_query = nullptr;
-  Ring ring(
-      function, query, key, value, communicator, layout, score, mask, options,
-      [&](Ring& of, Layout& to) {
-        const Problem& p = of.local->problem;
-        if (!travelling) {
-          views.emplace(pass_views(*of.local, pass, grad));
-          definition.emplace(bind_score<Number, NaturalUnit>(score, of.whole));
-          gradients = {make_like(query), make_like(key), make_like(value)};
-          check_trained_score(
-              function, *definition, [&of](const auto& check) { of.local->for_each_input(check); },
-              *views,
-              views->with(rank4(gradients.query), rank4(gradients.key), rank4(gradients.value)));
-          trained_gradients.emplace(*definition, of.whole);
-          for (auto& of_chunk : of.policies) {
-            trained_gradients->redirect(of_chunk.definition);
-          }
-          travelling.emplace(of);
-        }
-        travelling->lay(to);
-        d_query = to.take<Number>(p.batch * p.heads * p.queries * p.query_dim);
-        pair_d_query = to.take<Number>(p.batch * p.heads * of.queries.rows * p.query_dim);
-      });
+  Ring ring(function, query, key, value, communicator, layout, score, mask, options,
+            [&](Ring& of, Layout& to) {
+              const Problem& p = of.local->problem;
+              if (!travelling) {
+                views.emplace(pass_views(*of.local, pass, grad));
+                definition.emplace(bind_score<Number, NaturalUnit>(score, of.whole));
+                gradients = {make_like(query), make_like(key), make_like(value)};
+                check_gradients(*of.local, *definition, mask, *views,
+                                views->with(rank4(gradients.query), rank4(gradients.key),
+                                            rank4(gradients.value)));
+                trained_gradients.emplace(*definition, of.whole);
+                for (auto& of_chunk : of.policies) {
+                  trained_gradients->redirect(of_chunk.definition);
+                }
+                travelling.emplace(of);
+              }
+              travelling->lay(to);
+              d_query = to.take<Number>(p.batch * p.heads * p.queries * p.query_dim);
+              pair_d_query = to.take<Number>(p.batch * p.heads * of.queries.rows * p.query_dim);
+            });
   const Problem& p = ring.local->problem;
   const Index rows = ring.queries.rows, heads = p.batch * p.heads;
   std::fill(d_query, d_query + heads * p.queries * p.query_dim, Number(0));
