@@ -6,6 +6,8 @@
 #include "heed/attention.hpp"
 #include "heed/cache.hpp"
 #include "heed/mask.hpp"
+#include "heed/modifier.hpp"
+#include "heed/ragged.hpp"
 #include "support.hpp"
 
 // What the fuzz targets of tests/fuzz found, each as small as it can be.
@@ -103,6 +105,21 @@ TEST(Found, DropoutOverAWindowGoesByPosition) {
   }
   EXPECT_NE(*std::min_element(found.begin(), found.end()),
             *std::max_element(found.begin(), found.end()));
+}
+
+// Values of width 0 have no data, nor have their gradients, but where columns come first they have
+// strides; sanitizers see pointers that are formed from null.
+TEST(Found, NoPointerIsFormedFromNull) {
+  using Tokens = Eigen::Tensor<float, 3, Eigen::ColMajor, Index>;  // (total, heads, dim)
+  Tokens q(5, 2, 3), v(5, 2, 0);
+  q.setConstant(1);
+  const std::vector<Index> offsets{0, 2, 5};
+  const auto queries = ragged(q, offsets), values = ragged(v, offsets);
+  const auto pass = attention_forward(queries, queries, values, dot_product() | alibi({1., 2.}));
+  const auto gradients =
+      attention_backward(queries, queries, values, pass, values, dot_product() | alibi({1., 2.}));
+  for (Index n = 0; n < gradients.query.size(); ++n) EXPECT_EQ(gradients.query.data()[n], 0);
+  EXPECT_EQ(gradients.value.dimension(2), 0);
 }
 
 }  // namespace

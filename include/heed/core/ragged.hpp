@@ -66,23 +66,23 @@ auto make_like(const T& x) {
 template <class Element, int Rank>
 View<Element, 4> token_heads(const View<Element, Rank>& x) {
   static_assert(Rank == 2 || Rank == 3, "heed: tokens have a rank of 2 or 3");
-  if constexpr (Rank == 2) {
-    return expand<4, 2>(x);
-  } else {
-    return {x.data,
-            {1, x.shape[1], x.shape[0], x.shape[2]},
-            {0, x.strides[1], x.strides[0], x.strides[2]}};
+  auto heads = expand<4, Rank>(x);
+  if constexpr (Rank == 3) {
+    std::swap(heads.shape[1], heads.shape[2]);
+    std::swap(heads.strides[1], heads.strides[2]);
   }
+  return heads;
 }
 /// Numbers of tokens (total) or (total, heads) as (1, heads, total).
 template <class Element, int Rank>
 View<Element, 3> token_rows(const View<Element, Rank>& x) {
   static_assert(Rank == 1 || Rank == 2, "heed: one number for each token and head");
-  if constexpr (Rank == 1) {
-    return expand<3, 1>(x);
-  } else {
-    return {x.data, {1, x.shape[1], x.shape[0]}, {0, x.strides[1], x.strides[0]}};
+  auto heads = expand<3, Rank>(x);
+  if constexpr (Rank == 2) {
+    std::swap(heads.shape[1], heads.shape[2]);
+    std::swap(heads.strides[1], heads.strides[2]);
   }
+  return heads;
 }
 
 /// Tokens first .. first + count-1 of (1, heads, total[, dim]), which every batch entry sees.

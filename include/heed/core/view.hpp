@@ -243,7 +243,8 @@ auto result_view(T& x) {
 
 /// Axes of extent 1 and stride 0 are put in front of the last `Last` axes: (seq, dim) and
 /// (batch, seq, dim) become (batch, heads, seq, dim) for Last = 2, and (queries) and
-/// (batch, queries) become (batch, heads, queries) for Last = 1.
+/// (batch, queries) become (batch, heads, queries) for Last = 1. All strides of a tensor without
+/// data are 0, so that no pointer is formed from null.
 template <int Target, int Last, class Scalar, int Rank>
 EIGEN_ALWAYS_INLINE View<Scalar, Target> expand(const View<Scalar, Rank>& x) {
   static_assert(Rank >= Last && Rank <= Target);
@@ -254,7 +255,7 @@ EIGEN_ALWAYS_INLINE View<Scalar, Target> expand(const View<Scalar, Rank>& x) {
     const int leading = Rank - Last;
     const auto to = static_cast<std::size_t>(axis < leading ? axis : axis + Target - Rank);
     result.shape[to] = x.shape[static_cast<std::size_t>(axis)];
-    result.strides[to] = x.strides[static_cast<std::size_t>(axis)];
+    result.strides[to] = x.data ? x.strides[static_cast<std::size_t>(axis)] : 0;
   }
   return result;
 }
