@@ -1,8 +1,12 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
+#include "heed/core/parallel.hpp"
+#include "heed/core/view.hpp"
 #include "heed/kernel/few_queries.hpp"
+#include "heed/kernel/right_factor.hpp"
 #include "heed/kernel/rows.hpp"
 #include "heed/kernel/softmax_row.hpp"
 #include "heed/simd/convert.hpp"
@@ -122,5 +126,31 @@ class FewRows {
     }
   }
 };
+
+/// Up to so many rows of a, of a depth of k, lanes over the depth are the faster ones: each number
+/// that FewRows gives ends in a sum over lanes, which takes as long as some 32 multiply-adds of
+/// vectors.
+constexpr Index few_rows(Index k) { return std::clamp<Index>(k / 32, 1, 12); }
+
+/// c = a b for each right factor and each pair of matrices, where the rows of a and the columns of
+/// every b are contiguous.
+template <class Accumulator, class A, class B, class C>
+void multiply_few_rows(const View<const A, 4>& a, std::span<const RightFactor<B, C>> factors,
+                       Eigen::ThreadPoolInterface* pool) {
+  using Product = FewRows<Accumulator, A, B, C>;
+  const Index rows = a.shape[2], depth = a.shape[3], heads = a.shape[1];
+  const ColumnParts parts(factors, a.shape[0] * heads, Product::sums, pool);
+  parallel_for(pool, parts.count(), [&](Index first, Index last) {
+    for (Index n = first; n < last; ++n) {
+      const auto& [matrix, factor, column, end] = parts[n];
+      const Index batch = matrix / heads, head = matrix % heads;
+      const auto left = slab(a, batch, head);
+      const auto right = slab(factor.b, batch, head);
+      Product::run({left.data, left.row_stride}, rows, {right.data, right.column_stride}, column,
+                   end, depth, slab(factor.c, batch, head));
+      factor.epilogue({batch, head, 0, rows, column, end - column});
+    }
+  });
+}
 
 }  // namespace heed::detail

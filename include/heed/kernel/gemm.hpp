@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/right_factor.hpp"
 #include "heed/kernel/rows.hpp"
 #include "heed/kernel/rows_in_lanes.hpp"
 #include "heed/simd/convert.hpp"
@@ -245,59 +247,58 @@ class MatrixProduct {
   Index rows_;     ///< rows that stay in a near cache while panels go by
 };
 
-/// Up to so many rows of a, of a depth of k, lanes over the depth are the faster ones: each number
-/// that FewRows gives ends in a sum over lanes, which takes as long as some 32 multiply-adds of
-/// vectors.
-constexpr Index few_rows(Index k) { return std::clamp<Index>(k / 32, 1, 12); }
+/// c = a b for each pair of matrices. The epilogue, if any, is called for every block of c.
+template <class A, class BElement, class C>
+void multiply(const View<A, 4>& a, const View<BElement, 4>& b, const View<C, 4>& c,
+              Eigen::ThreadPoolInterface* pool, const Epilogue& epilogue = {});
 
-/// c = a b for each pair of matrices. The epilogue, if any, is called for every block of c; see
-/// there.
-template <class AElement, class BElement, class C>
-void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& right_factor,
-              const View<C, 4>& c, Eigen::ThreadPoolInterface* pool,
-              const Epilogue& epilogue = {}) {
+/// c = a b for each right factor and each pair of matrices, bit for bit what each product gives
+/// alone: the rows of a are packed once, and threads share the columns of all. The epilogues, if
+/// any, are called for every block of their c; see there.
+template <class AElement, class B, class C>
+void multiply(const View<AElement, 4>& left_factor, std::span<const RightFactor<B, C>> factors,
+              Eigen::ThreadPoolInterface* pool) {
   using A = std::remove_const_t<AElement>;
-  using B = std::remove_const_t<BElement>;
   using Accumulate = Accumulator<A>;
   const View<const A, 4> a = left_factor;
-  const View<const B, 4> b = right_factor;
-  const Index m = a.shape[2], k = a.shape[3], n = b.shape[3], heads = a.shape[1];
+  const Index m = a.shape[2], k = a.shape[3], heads = a.shape[1], matrices = a.shape[0] * heads;
+  if constexpr (Laned<Accumulate>) {
+    // Decided by each whole product, never by a thread's share or by what is beside it.
+    const auto all = [&](const auto& suits) {
+      return k > 0 && m * matrices > 0 &&
+             std::all_of(factors.begin(), factors.end(), [&](const auto& factor) {
+               return factor.c.shape[3] == 0 || (factor.b.strides[2] == 1 && suits(factor));
+             });
+    };
+    if (m <= few_rows(k) && a.strides[3] == 1 && all([](const auto&) { return true; })) {
+      return multiply_few_rows<Accumulate>(a, factors, pool);
+    }
+    if (all([&](const auto& factor) {
+          return RowsInLanes<Accumulate, A, B, C>::suits(m, k, factor.c.shape[3]);
+        })) {
+      return multiply_rows_in_lanes<Accumulate>(a, factors, pool);
+    }
+  }
+  if (factors.size() != 1) {
+    for (const auto& factor : factors) multiply(a, std::span(&factor, 1), pool);
+    return;
+  }
+  const View<const B, 4>& b = factors.front().b;
+  const View<C, 4>& c = factors.front().c;
+  const Epilogue& epilogue = factors.front().epilogue;
+  const Index n = b.shape[3];
   if (c.size() == 0) return;
   if constexpr (Laned<Accumulate>) {
-    // Decided by the whole product, never by a thread's share.
-    if (k > 0 && m <= few_rows(k) && a.strides[3] == 1 && b.strides[2] == 1) {
-      constexpr Index share = 64;  // columns
-      const Index shares = (n + share - 1) / share;
-      return parallel_for(pool, a.shape[0] * heads * shares, [&](Index first, Index last) {
-        for (Index item = first; item < last;) {
-          const Index matrix = item / shares, head = matrix % heads, batch = matrix / heads;
-          const Index stop = std::min(last, (matrix + 1) * shares);
-          const auto left = slab(a, batch, head);
-          const auto right = slab(b, batch, head);
-          const Index column = item % shares * share;
-          const Index end = std::min((stop - matrix * shares) * share, n);
-          FewRows<Accumulate, A, B, C>::run({left.data, left.row_stride}, m,
-                                            {right.data, right.column_stride}, column, end, k,
-                                            slab(c, batch, head));
-          epilogue({batch, head, 0, m, column, end - column});
-          item = stop;
-        }
-      });
-    }
-    if (k > 0 && b.strides[2] == 1 && RowsInLanes<Accumulate, A, B, C>::suits(m, k, n)) {
-      return multiply_rows_in_lanes<Accumulate>(a, b, c, pool, epilogue);
-    }
     // Lanes run along rows of c; where its columns are the contiguous ones, c^T = b^T a^T.
-    if (c.strides[3] != 1 && c.strides[2] == 1) {
+    if (c.strides[3] != 1 && c.strides[2] == 1 && n > 1) {
       const auto turned = [](auto x) {
         std::swap(x.shape[2], x.shape[3]);
         std::swap(x.strides[2], x.strides[3]);
         return x;
       };
-      if (n > 1) return multiply(turned(b), turned(a), turned(c), pool, epilogue.turned());
+      return multiply(turned(b), turned(a), turned(c), pool, epilogue.turned());
     }
   }
-  const Index matrices = a.shape[0] * heads;
   if constexpr (Laned<Accumulate>) {
     if (k > 0) {
       const MatrixProduct<Accumulate, A, B, C> product(m, k, n);
@@ -335,6 +336,13 @@ void multiply(const View<AElement, 4>& left_factor, const View<BElement, 4>& rig
       epilogue({batch, head, i, 1, 0, n});
     }
   });
+}
+
+template <class A, class BElement, class C>
+void multiply(const View<A, 4>& a, const View<BElement, 4>& b, const View<C, 4>& c,
+              Eigen::ThreadPoolInterface* pool, const Epilogue& epilogue) {
+  const RightFactor<std::remove_const_t<BElement>, C> factor{b, c, epilogue};
+  multiply(a, std::span(&factor, 1), pool);
 }
 
 }  // namespace heed::detail

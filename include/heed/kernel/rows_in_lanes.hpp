@@ -1,15 +1,16 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <type_traits>
 
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/core/view.hpp"
-#include "heed/kernel/epilogue.hpp"
 #include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
+#include "heed/kernel/right_factor.hpp"
 #include "heed/kernel/rows.hpp"
 #include "heed/simd/lanes.hpp"
 
@@ -149,14 +150,13 @@ class RowsInLanes {
   Index rows_, depth_, run_;
 };
 
-/// c = a b for each pair of matrices, where the columns of b are contiguous.
+/// c = a b for each right factor and each pair of matrices, where the columns of every b are
+/// contiguous.
 template <class Accumulator, class A, class B, class C>
-void multiply_rows_in_lanes(const View<const A, 4>& a, const View<const B, 4>& b,
-                            const View<C, 4>& c, Eigen::ThreadPoolInterface* pool,
-                            const Epilogue& epilogue) {
+void multiply_rows_in_lanes(const View<const A, 4>& a, std::span<const RightFactor<B, C>> factors,
+                            Eigen::ThreadPoolInterface* pool) {
   using Product = RowsInLanes<Accumulator, A, B, C>;
-  const Index rows = a.shape[2], depth = a.shape[3], columns = b.shape[3], heads = a.shape[1];
-  const Index shares = (columns + Product::share - 1) / Product::share;
+  const Index rows = a.shape[2], depth = a.shape[3], heads = a.shape[1];
   const Product product(rows, depth);
   // So many matrices at a time that no more than 4 MiB of floats are packed, but one.
   const Index all = a.shape[0] * heads, size = product.packed_size(), panels = product.panels.count;
@@ -172,17 +172,22 @@ void multiply_rows_in_lanes(const View<const A, 4>& a, const View<const B, 4>& b
         product.pack(matrix_of(a, start + n), item % panels, packed + n * size);
       }
     });
-    parallel_for(pool, count * shares, [&](Index first, Index last) {
+    const ColumnParts parts(factors, count, 8, pool);
+    parallel_for(pool, parts.count(), [&](Index first, Index last) {
       Accumulator* space = nullptr;
       const Scratch own(
           [&](Layout& layout) { space = layout.take<Accumulator>(product.scratch_size()); });
       for (Index item = first; item < last; ++item) {
-        const Index n = item / shares, column = item % shares * Product::share;
-        const Index width = std::min(Product::share, columns - column);
-        const auto right = matrix_of(b, start + n);
-        product.run(packed + n * size, {right.data, right.column_stride, 1}, column, width,
-                    matrix_of(c, start + n), space);
-        epilogue({(start + n) / heads, (start + n) % heads, 0, rows, column, width});
+        const auto& part = parts[item];
+        const Index n = start + part.matrix;
+        const auto right = matrix_of(part.factor.b, n);
+        const auto to = matrix_of(part.factor.c, n);
+        for (Index column = part.first; column < part.last; column += Product::share) {
+          const Index width = std::min(Product::share, part.last - column);
+          product.run(packed + part.matrix * size, {right.data, right.column_stride, 1}, column,
+                      width, to, space);
+          part.factor.epilogue({n / heads, n % heads, 0, rows, column, width});
+        }
       }
     });
   }

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -8,7 +10,8 @@
 #include "heed/core/error.hpp"
 #include "heed/core/view.hpp"
 #include "heed/kernel/epilogue.hpp"
-#include "heed/kernel/pack.hpp"
+#include "heed/kernel/gemm.hpp"
+#include "heed/kernel/right_factor.hpp"
 #include "heed/kernel/rows.hpp"
 #include "heed/operator/matmul.hpp"
 #include "heed/operator/over_rows.hpp"
@@ -55,33 +58,72 @@ struct Linear {
   /// on the threads of the pool.
   template <class Out, class X>
   void into(Out&& out, const X& x, Eigen::ThreadPoolInterface* pool = nullptr) const {
-    static_assert(!std::is_const_v<std::remove_pointer_t<decltype(view(out).data)>>,
-                  "heed: the output cannot be written to");
-    static_assert(decltype(view(out))::Rank == detail::rank_of<X>,
+    const auto y = view(out);
+    into_each(
+        std::array{Target<std::remove_pointer_t<decltype(y.data)>, decltype(y)::Rank>{*this, y}}, x,
+        pool);
+  }
+
+  /// A Linear, and where its y goes.
+  template <class Out, int Rank>
+  struct Target {
+    const Linear& linear;
+    View<Out, Rank> out;
+
+    template <std::size_t N, class X>
+    void check(const std::array<Target, N>& all, const X& x) const {
+      linear.check("Linear", view(x).shape);
+      auto expected = view(x).shape;
+      expected.back() = linear.out_features();
+      if (out.shape != expected) {
+        detail::fail("Linear", "the output has shape ", out.shape, ", but Linear gives ", expected);
+      }
+      const auto to = detail::rank4(out);
+      detail::check_writable("Linear", to, "the output");
+      detail::check_not_aliased("Linear", to, detail::rank4(x), "x");
+      for (const Target& other : all) {
+        other.linear.check_not_parameters("Linear", to, "the output");
+        if (&other == this) continue;
+        detail::check_not_aliased("Linear", to, detail::rank4(other.out), "another output");
+      }
+    }
+  };
+
+  /// Writes what each of several Linears gives for one x, as queries, keys and values are, in less
+  /// time than one after the other: the rows of x are read and packed once, and threads share the
+  /// outputs of all. No output shares elements with x, with a parameter or with another one; all is
+  /// checked before anything is written.
+  template <class Out, int Rank, std::size_t N, class X>
+  static void into_each(const std::array<Target<Out, Rank>, N>& targets, const X& x,
+                        Eigen::ThreadPoolInterface* pool = nullptr) {
+    static_assert(!std::is_const_v<Out>, "heed: the output cannot be written to");
+    static_assert(Rank == detail::rank_of<X>,
                   "heed: the output of a Linear has the rank of its input");
-    detail::check_not_integers<X, std::remove_cvref_t<Out>>();
+    detail::check_not_integers<X, View<Out, Rank>>();
     static_assert(
         std::is_same_v<Accumulate, detail::Accumulator<detail::ScalarOf<X>>>,
         "heed: Linear and its input are of one number type (half, bfloat16 and float mix)");
-    check("Linear", view(x).shape);
-    auto expected = view(x).shape;
-    expected.back() = out_features();
-    if (view(out).shape != expected) {
-      detail::fail("Linear", "the output has shape ", view(out).shape, ", but Linear gives ",
-                   expected);
+    for (const auto& target : targets) target.check(targets, x);
+    using Factor = detail::RightFactor<Scalar, Out>;
+    std::array<AddBias<Out>, N> biases;
+    std::array<Factor, N> factors;
+    auto from = detail::rank4(x);
+    bool together = true;
+    for (std::size_t n = 0; n < N; ++n) {
+      const auto [rows, y] = detail::rows_together(detail::rank4(x), detail::rank4(targets[n].out));
+      const Linear& linear = targets[n].linear;
+      biases[n] = {&linear, y};
+      factors[n] = {transposed(over(linear.weight, rows)), y, biases[n]};
+      together = n == 0 || (together && from.shape == rows.shape);
+      from = rows;
     }
-    const auto target = detail::rank4(out);
-    detail::check_writable("Linear", target, "the output");
-    detail::check_not_aliased("Linear", target, detail::rank4(x), "x");
-    check_not_parameters("Linear", target, "the output");
-    const auto [from, to] = detail::rows_together(detail::rank4(x), target);
-    const auto with_bias = [this, y = to](const detail::ProductBlock& block) {
-      for (Index row = block.row; bias.size() > 0 && row < block.row + block.rows; ++row) {
-        add_bias(&y(block.batch, block.head, row, 0), y.strides[3], block.column,
-                 block.column + block.columns);
+    if constexpr (N > 1) {
+      if (!together) {
+        for (const auto& target : targets) into_each(std::array{target}, x, pool);
+        return;
       }
-    };
-    detail::multiply(from, transposed(over(weight, from)), to, pool, with_bias);
+    }
+    detail::multiply(from, std::span<const Factor>(factors), pool);
   }
 
   /// -> {input, parameters} from the input x and the gradient of y: dx = dy W in the shape, number
@@ -166,6 +208,21 @@ struct Linear {
   }
 
   using Accumulate = detail::Accumulator<Scalar>;
+
+  /// What is done with blocks of y.
+  template <class Out>
+  struct AddBias {
+    const Linear* linear;
+    View<Out, 4> y;
+
+    void operator()(const detail::ProductBlock& block) const {
+      if (linear->bias.size() == 0) return;
+      for (Index row = block.row; row < block.row + block.rows; ++row) {
+        linear->add_bias(&y(block.batch, block.head, row, 0), y.strides[3], block.column,
+                         block.column + block.columns);
+      }
+    }
+  };
 
   /// To numbers c .. end-1 of a row of y.
   template <class Out>

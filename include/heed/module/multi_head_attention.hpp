@@ -108,9 +108,9 @@ struct MultiHeadAttention {
       value = room<Element>(layout, value_in, kv_width());
       context = room<Element>(layout, query_in, width());
     });
-    prepare_query(query_in, query, query, Index(0), options);
-    prepare_key(key_in, key, key, Index(0), options);
-    value_projection.into(value, value_in, options.pool);
+    project_each(query_in, key_in, value_in, query, key, value, options.pool);
+    finish_query(query, query, Index(0), options);
+    finish_key(key, key, Index(0), options);
     attend(query, key, value, context, {}, mask, options);
     output_projection.into(detail::as_batch(view(out)), context, options.pool);
   }
@@ -150,9 +150,9 @@ struct MultiHeadAttention {
       positions = detail::take_tensor<Index>(layout, std::array{tokens.shape[0], n});
     });
     const Index longest = detail::fill_positions(cache, positions);
-    prepare_query(tokens, query, query, positions, options);
-    prepare_key(tokens, key, key, positions, options);
-    value_projection.into(value, tokens, options.pool);
+    project_each(tokens, tokens, tokens, query, key, value, options.pool);
+    finish_query(query, query, positions, options);
+    finish_key(key, key, positions, options);
     // Once a window is full, tokens come one by one: each evicts what the one before it still sees.
     const Index full = detail::tokens_before_eviction(cache);
     for (Index first = 0, count = 0; first < n; first += count) {
@@ -190,8 +190,8 @@ struct MultiHeadAttention {
       positions = detail::take_tensor<Index>(layout, std::array{key_in.shape[0], key_in.shape[1]});
     });
     detail::fill_positions(cache, positions);
-    prepare_key(key_in, key, key, positions, options);
-    value_projection.into(value, value_in, options.pool);
+    project_memory(key_in, value_in, key, value, options.pool);
+    finish_key(key, key, positions, options);
     cache.append(split_heads(key, config_.num_kv_heads), split_heads(value, config_.num_kv_heads));
   }
 
@@ -220,7 +220,8 @@ struct MultiHeadAttention {
       query = room<Element>(layout, tokens, width());
       context = room<Element>(layout, tokens, width());
     });
-    prepare_query(tokens, query, query, Index(0), options);
+    query_projection.into(query, tokens, options.pool);
+    finish_query(query, query, Index(0), options);
     attention_into(split_heads(context, config_.num_heads), split_heads(query, config_.num_heads),
                    cache, scaled_dot_product(), mask, options);
     output_projection.into(detail::as_batch(view(out)), context, options.pool);
@@ -453,13 +454,49 @@ struct MultiHeadAttention {
     return x;
   }
 
-  /// Queries or keys as they meet: projected, normed from there into `to`, which may be the same,
+  /// The projections, of inputs that are one tensor in one product: that of all three in
+  /// self-attention, that of keys and values where both are of a memory.
+  template <class Q, class K, class V, class Element>
+  void project_each(const View<Q, 3>& q, const View<K, 3>& k, const View<V, 3>& v,
+                    const View<Element, 3>& query, const View<Element, 3>& key,
+                    const View<Element, 3>& value, Eigen::ThreadPoolInterface* pool) const {
+    using To = typename Linear<Scalar>::template Target<Element, 3>;
+    if (same_tensor(q, k) && same_tensor(q, v)) {
+      return Linear<Scalar>::into_each(
+          std::array{To{query_projection, query}, To{key_projection, key},
+                     To{value_projection, value}},
+          q, pool);
+    }
+    query_projection.into(query, q, pool);
+    project_memory(k, v, key, value, pool);
+  }
+  template <class K, class V, class Element>
+  void project_memory(const View<K, 3>& k, const View<V, 3>& v, const View<Element, 3>& key,
+                      const View<Element, 3>& value, Eigen::ThreadPoolInterface* pool) const {
+    using To = typename Linear<Scalar>::template Target<Element, 3>;
+    if (same_tensor(k, v)) {
+      return Linear<Scalar>::into_each(
+          std::array{To{key_projection, key}, To{value_projection, value}}, k, pool);
+    }
+    key_projection.into(key, k, pool);
+    value_projection.into(value, v, pool);
+  }
+
+  template <class A, class B>
+  static bool same_tensor(const View<A, 3>& a, const View<B, 3>& b) {
+    if constexpr (std::is_same_v<std::remove_const_t<A>, std::remove_const_t<B>>) {
+      return a.shape == b.shape && detail::same_elements(detail::rank4(a), detail::rank4(b));
+    } else {
+      return false;
+    }
+  }
+
+  /// Projected queries or keys as they meet: normed from there into `to`, which may be the same,
   /// and rotated.
-  template <class X, class Element, class Positions>
-  void prepare(const Linear<Scalar>& projection, const Vector<Scalar>& norm, Index heads,
-               const View<X, 3>& x, const View<Element, 3>& projected, const View<Element, 3>& to,
-               const Positions& positions, const AttentionOptions& options) const {
-    projection.into(projected, x, options.pool);
+  template <class Element, class Positions>
+  void finish(const Vector<Scalar>& norm, Index heads, const View<Element, 3>& projected,
+              const View<Element, 3>& to, const Positions& positions,
+              const AttentionOptions& options) const {
     const auto per_head = split_heads(to, heads);
     if (config_.qk_norm) {
       detail::normalise(called, Norm::rms, per_head,
@@ -472,13 +509,13 @@ struct MultiHeadAttention {
       }
     }
   }
-  void prepare_query(const auto& x, const auto& projected, const auto& to, const auto& positions,
-                     const AttentionOptions& options) const {
-    prepare(query_projection, query_norm, config_.num_heads, x, projected, to, positions, options);
+  void finish_query(const auto& projected, const auto& to, const auto& positions,
+                    const AttentionOptions& options) const {
+    finish(query_norm, config_.num_heads, projected, to, positions, options);
   }
-  void prepare_key(const auto& x, const auto& projected, const auto& to, const auto& positions,
-                   const AttentionOptions& options) const {
-    prepare(key_projection, key_norm, config_.num_kv_heads, x, projected, to, positions, options);
+  void finish_key(const auto& projected, const auto& to, const auto& positions,
+                  const AttentionOptions& options) const {
+    finish(key_norm, config_.num_kv_heads, projected, to, positions, options);
   }
 
   /// The projections of inputs that are checked, and room for what follows.
@@ -497,11 +534,12 @@ struct MultiHeadAttention {
     };
     const auto q_to = resize(pass.query, query, width()), k_to = resize(pass.key, key, kv_width());
     const bool norm = config_.qk_norm;
-    prepare_query(query, norm ? resize(pass.projected_query, query, width()) : q_to, q_to, Index(0),
-                  options);
-    prepare_key(key, norm ? resize(pass.projected_key, key, kv_width()) : k_to, k_to, Index(0),
-                options);
-    value_projection.into(resize(pass.value, value, kv_width()), value, options.pool);
+    const auto q_from = norm ? resize(pass.projected_query, query, width()) : q_to,
+               k_from = norm ? resize(pass.projected_key, key, kv_width()) : k_to;
+    project_each(query, key, value, q_from, k_from, resize(pass.value, value, kv_width()),
+                 options.pool);
+    finish_query(q_from, q_to, Index(0), options);
+    finish_key(k_from, k_to, Index(0), options);
     resize(pass.context, query, width());
     pass.log_sum_exp.resize(query.shape[0], config_.num_heads, query.shape[1]);
     pass.output = detail::make_result<Element, Q>(view(q).shape);
