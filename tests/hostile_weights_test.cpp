@@ -6,6 +6,7 @@
 #include "heed/additive_attention.hpp"
 #include "heed/cache.hpp"
 #include "heed/embedding.hpp"
+#include "heed/linear.hpp"
 #include "heed/mlp.hpp"
 #include "heed/multi_head_attention.hpp"
 #include "heed/norm.hpp"
@@ -13,7 +14,8 @@
 #include "support.hpp"
 
 /// Weights are public and come from files: every parameter of every module is given every shape
-/// that it must not have, and every call is made. All of them refuse, before anything is written.
+/// that it must not have, and every call is made. All of them refuse, in the name of the module and
+/// with the member's, before anything is written.
 namespace heed::test {
 namespace {
 
@@ -35,19 +37,45 @@ std::vector<std::pair<Index, Index>> other_shapes(Index rows, Index cols, bool v
   return shapes;
 }
 
+/// What a refusal calls a parameter: by its projection, its scale or its norm of heads. Norms of
+/// layers and weights of scores are told by their numbers.
+std::string name_of(const std::string& parameter) {
+  for (std::size_t begin = 0, end; begin < parameter.size(); begin = end + 1) {
+    end = std::min(parameter.find('.', begin), parameter.size());
+    const std::string part = parameter.substr(begin, end - begin);
+    if (part.ends_with("_projection") || part.ends_with("_scale") || part == "query_norm" ||
+        part == "key_norm") {
+      return part;
+    }
+  }
+  return "";
+}
+
 /// calls(module, refused) hands each call of the module to refused(its name, f). A bias may be
 /// absent, and a member with one of `unused` in its name belongs to nothing that the module has.
+/// Where the input alone says how many columns a weight has, that is left to Linear.
 template <class Module, class Calls>
-void expect_refused(const Module& good, const Calls& calls,
-                    const std::vector<std::string>& unused = {}) {
+void expect_refused(const std::string& module_name, const Module& good, const Calls& calls,
+                    const std::vector<std::string>& unused = {}, bool columns_by_input = false) {
   Module module = good;
   std::string path, changed, shape;
+  bool by_input = false;
   const auto in_name = [&](const std::string& part) {
     return changed.find(part) != std::string::npos;
   };
   const auto call_all = [&] {
     calls(module, [&](const std::string& name, const auto& call) {
-      EXPECT_TRUE(refuses(call, {"heed::"})) << name << ", " << changed << " of shape " << shape;
+      std::string by = module_name, what = name_of(changed);
+      if (changed.starts_with("cross_attention")) {
+        if (name == "backward") by = "MultiHeadAttention::backward";
+        if (name.ends_with("cache")) by = "MultiHeadAttention::cross";
+      }
+      if (by_input) {
+        by = name == "backward" ? module_name + "::backward" : "Linear";
+        what = name != "backward" ? "" : what == "query_projection" ? " a query " : " a key ";
+      }
+      EXPECT_TRUE(refuses(call, {"heed::" + by, what}))
+          << name << ", " << changed << " of shape " << shape;
     });
   };
   detail::walk_parameters(
@@ -60,6 +88,7 @@ void expect_refused(const Module& good, const Calls& calls,
         if (std::any_of(unused.begin(), unused.end(), in_name)) return;
         for (const auto& [rows, cols] : other_shapes(before.rows(), before.cols(), vector)) {
           if (rows * cols == 0 && name.ends_with("bias")) continue;
+          by_input = columns_by_input && rows == before.rows();
           shape = "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")";
           parameter = Parameter::Constant(rows, vector ? 1 : cols, .5F);
           call_all();
@@ -70,7 +99,7 @@ void expect_refused(const Module& good, const Calls& calls,
   // What has been moved from has no weights.
   module = good;
   const Module taken = std::move(module);
-  changed = "everything", shape = "nothing";
+  changed = "everything", shape = "nothing", by_input = false;
   call_all();
 }
 
@@ -86,7 +115,7 @@ TEST(HostileWeights, MultiHeadAttention) {
     good.remember(cache, x, x);
     const Reference nothing = constant({2, 1, 5, dim}, 7);
     Tensor<float, 3> out = make<float, 3>(nothing);
-    expect_refused(good, [&](const auto& module, const auto& refused) {
+    expect_refused("MultiHeadAttention", good, [&](const auto& module, const auto& refused) {
       refused("operator()", [&] { module(x, x, x); });
       refused("into", [&] { module.into(out, x, x, x, causal()); });
       refused("forward", [&] { module.forward(x, x, x); });
@@ -108,23 +137,53 @@ TEST(HostileWeights, AdditiveAttention) {
   const auto pass = good.forward(x, x, x);
   const Reference nothing = constant({2, 1, 5, dim}, 7);
   Tensor<float, 3> out = make<float, 3>(nothing);
-  expect_refused(good, [&](const auto& module, const auto& refused) {
+  const auto calls = [&](const auto& module, const auto& refused) {
     refused("operator()", [&] { module(x, x, x); });
     refused("into", [&] { module.into(out, x, x, x); });
     refused("forward", [&] { module.forward(x, x, x); });
     refused("forward_with_weights", [&] { module.forward_with_weights(x, x, x); });
     refused("backward", [&] { module.backward(pass, x); });
-  });
+  };
+  expect_refused("AdditiveAttention", good, calls, {}, true);
+  EXPECT_TRUE(same(reference(out), nothing));
+}
+
+// Any number of rows is a number of outputs.
+TEST(HostileWeights, Linear) {
+  const Linear<float> good{Matrix<float>::Zero(dim, dim), Vector<float>::Zero(dim)};
+  const Reference nothing = constant({2, 1, 5, dim}, 7);
+  Tensor<float, 3> out = make<float, 3>(nothing);
+  Linear<float> parameters;
+  const auto expect = [&](const Linear<float>& layer, const std::string& what) {
+    EXPECT_TRUE(refuses([&] { layer(x); }, {"heed::Linear", what}));
+    EXPECT_TRUE(refuses([&] { layer.into(out, x); }, {"heed::Linear", what}));
+    EXPECT_TRUE(refuses([&] { layer.backward(x, x); }, {"heed::Linear::backward", what}));
+    EXPECT_TRUE(refuses([&] { layer.backward_into(out, parameters, x, x); },
+                        {"heed::Linear::backward", what}));
+  };
+  for (const auto& [rows, cols] : other_shapes(dim, dim, false)) {
+    Linear<float> layer = good;
+    layer.weight = Matrix<float>::Zero(rows, cols);
+    expect(layer, cols == dim ? "the bias has 8 entries" : "x has 8 features");
+  }
+  for (const auto& [rows, cols] : other_shapes(dim, 1, true)) {
+    if (rows == 0) continue;  // none
+    Linear<float> layer = good;
+    layer.bias = Vector<float>::Zero(rows);
+    expect(layer, "the bias has " + std::to_string(rows) + " entries");
+  }
+  EXPECT_EQ(parameters.weight.size(), 0);
   EXPECT_TRUE(same(reference(out), nothing));
 }
 
 template <class Layer>
-void expect_layer_refuses(const Layer& good, const std::vector<std::string>& unused = {}) {
+void expect_layer_refuses(const std::string& name, const Layer& good,
+                          const std::vector<std::string>& unused = {}) {
   const auto pass = good.forward(x);
   const Reference nothing = constant({2, 1, 5, dim}, 7);
   Tensor<float, 3> out = make<float, 3>(nothing);
   expect_refused(
-      good,
+      name, good,
       [&](const auto& module, const auto& refused) {
         refused("operator()", [&] { module(x); });
         refused("into", [&] { module.into(out, x); });
@@ -136,10 +195,10 @@ void expect_layer_refuses(const Layer& good, const std::vector<std::string>& unu
 }
 
 TEST(HostileWeights, LayersOfOneInput) {
-  expect_layer_refuses(LayerNorm<float>(dim));
-  expect_layer_refuses(RmsNorm<float>(dim));
-  expect_layer_refuses(Mlp<float>({.dim = dim, .hidden_dim = 12, .gated = true}));
-  expect_layer_refuses(Mlp<float>({.dim = dim, .hidden_dim = 12}), {"gate_projection"});
+  expect_layer_refuses("LayerNorm", LayerNorm<float>(dim));
+  expect_layer_refuses("RmsNorm", RmsNorm<float>(dim));
+  expect_layer_refuses("Mlp", Mlp<float>({.dim = dim, .hidden_dim = 12, .gated = true}));
+  expect_layer_refuses("Mlp", Mlp<float>({.dim = dim, .hidden_dim = 12}), {"gate_projection"});
 }
 
 TEST(HostileWeights, TransformerBlock) {
@@ -152,13 +211,14 @@ TEST(HostileWeights, TransformerBlock) {
         {.batch = 2, .kv_heads = 4, .key_dim = 2, .value_dim = 2, .capacity = 20});
     const Reference nothing = constant({2, 1, 5, dim}, 7);
     Tensor<float, 3> out = make<float, 3>(nothing);
-    expect_refused(good,
+    expect_refused("TransformerBlock", good,
                    [&](const auto& module, const auto& refused) {
                      refused("operator()", [&] { module(x); });
                      refused("into", [&] { module.into(out, x, causal()); });
                      refused("forward", [&] { module.forward(x); });
                      refused("backward", [&] { module.backward(pass, x); });
                      refused("a cache", [&] { module(x, cache); });
+                     refused("into of a cache", [&] { module.into(out, x, cache); });
                    },
                    {"gate_projection", "cross_"});
     EXPECT_TRUE(same(reference(out), nothing));
@@ -172,15 +232,22 @@ TEST(HostileWeights, TransformerBlockWithCross) {
                                       .layer_scale = true,
                                       .cross = true});
   const auto pass = good.forward(x, x);
+  KeyValueCache<float> cache(
+      {.batch = 2, .kv_heads = 4, .key_dim = 2, .value_dim = 2, .capacity = 20});
+  auto memory = cache;
+  good.cross_attention.remember(memory, x, x);
   const Reference nothing = constant({2, 1, 5, dim}, 7);
   Tensor<float, 3> out = make<float, 3>(nothing);
-  expect_refused(good, [&](const auto& module, const auto& refused) {
+  expect_refused("TransformerBlock", good, [&](const auto& module, const auto& refused) {
     refused("operator()", [&] { module(x, x); });
     refused("into", [&] { module.into(out, x, x); });
     refused("forward", [&] { module.forward(x, x); });
     refused("backward", [&] { module.backward(pass, x); });
+    refused("a cache", [&] { module(x, cache, memory); });
+    refused("into of a cache", [&] { module.into(out, x, cache, memory); });
   });
   EXPECT_TRUE(same(reference(out), nothing));
+  EXPECT_EQ(cache.length(0), 0);
 }
 
 // The table may have any shape; an id that it has no row for is refused.
