@@ -1,9 +1,13 @@
 #include "heed/additive_attention.hpp"
 #include "heed/attention.hpp"
+#include "heed/cache.hpp"
 #include "heed/linear.hpp"
 #include "heed/matmul.hpp"
+#include "heed/mlp.hpp"
 #include "heed/multi_head_attention.hpp"
+#include "heed/norm.hpp"
 #include "heed/softmax.hpp"
+#include "heed/transformer_block.hpp"
 #include "support.hpp"
 
 /// Shapes that no memory holds, of Views that repeat one number.
@@ -52,6 +56,16 @@ TEST(Extents, TooManyElements) {
   expect_refused("MultiHeadAttention", "query", [&] { heads.forward(x, x, x); });
   expect_refused("MultiHeadAttention", "query", [&] { heads.forward_with_weights(x, x, x); });
   expect_refused("Linear", "x", [&] { additive(x, x, x); });
+  // Not so many that their number would be small modulo 2^64.
+  const auto most = repeated<3>({1, Index(1) << 59, 8});
+  const std::string shape = "(1, 576460752303423488, 8)";
+  expect_refused("LayerNorm", shape, [&] { LayerNorm<float>(8)(most); });
+  expect_refused("Mlp", shape, [&] { Mlp<float>({.dim = 8})(most); });
+  const TransformerBlock<float> block({.attention = {.embed_dim = 8, .num_heads = 2}});
+  expect_refused("TransformerBlock", shape, [&] { block(most); });
+  KeyValueCache<float> cache({.kv_heads = 2, .key_dim = 4, .value_dim = 4, .capacity = 1});
+  expect_refused("MultiHeadAttention", shape, [&] { heads(most, cache); });
+  expect_refused("MultiHeadAttention::cross", shape, [&] { heads.cross(most, cache); });
 }
 
 TEST(Extents, NegativeOnes) {
