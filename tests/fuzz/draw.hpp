@@ -92,7 +92,9 @@ void attend_ragged(Draw& draw);
 void use_caches(Draw& draw);
 void run_layers(Draw& draw);
 void rotate(Draw& draw);
+void compose_layers(Draw& draw);  // layers by their definition, out of naive ones
 void read_files(Draw& draw);
+void save_files(Draw& draw);
 
 struct Kind {
   const char* name;
@@ -110,6 +112,8 @@ inline constexpr Kind kinds[] = {
     {"run_layers", run_layers},
     {"read_files", read_files},
     {"rotate", rotate},
+    {"compose_layers", compose_layers},
+    {"save_files", save_files},
 };
 
 }  // namespace heed::fuzz

@@ -1,3 +1,5 @@
+#include "fuzz/layers.hpp"
+
 #include "fuzz/attention.hpp"
 #include "heed/cache.hpp"
 #include "heed/transformer_block.hpp"
@@ -5,53 +7,10 @@
 namespace heed::fuzz {
 namespace {
 
-template <class M>
-void shake(Draw& draw, M& module) {
-  for_each_parameter(module, [&](std::string_view, auto& value) {
-    for (Index n = 0; n < value.size(); ++n) value.data()[n] += .3 * draw.fine_number();
-  });
-}
-
-BlockConfig draw_config(Draw& draw) {
-  BlockConfig c;
-  auto& a = c.attention;
-  a.num_kv_heads = draw.integer(1, 3);
-  a.num_heads = a.num_kv_heads * draw.integer(1, 2);
-  const Index head_dim = draw.integer(1, 9);
-  a.head_dim = head_dim;
-  a.embed_dim = draw.chance(50) ? a.num_heads * head_dim : draw.integer(1, 20);
-  a.bias = draw.chance(50);
-  a.qk_norm = draw.chance(40);
-  if (head_dim % 2 == 0 && draw.chance(60)) {
-    a.rotary =
-        RotaryConfig{.dim = draw.chance(50) ? 0 : 2,
-                     .base = 100,
-                     .layout = draw.one_of({RotaryLayout::half, RotaryLayout::interleaved}),
-                     .scaling = draw.chance(70) ? RotaryScaling::none() : RotaryScaling::linear(2)};
-  }
-  c.mlp.hidden_dim = draw.integer(1, 20);
-  c.mlp.activation =
-      draw.one_of({Activation::gelu, Activation::gelu_tanh, Activation::silu, Activation::gelu});
-  c.mlp.gated = draw.chance(50);
-  c.mlp.bias = draw.chance(50);
-  c.norm = draw.one_of({Norm::layer, Norm::rms});
-  c.pre_norm = draw.chance(70);
-  c.layer_scale = draw.chance(30);
-  c.initial_scale = .5;
-  c.norm_eps = .01;
-  return c;
-}
-
 double inner(const Tensor<double, 3>& a, const Tensor<double, 3>& b) {
   double sum = 0;
   for (Index n = 0; n < a.size(); ++n) sum += a.data()[n] * b.data()[n];
   return sum;
-}
-
-Tensor<double, 3> draw_tensor(Draw& draw, Index x, Index y, Index z) {
-  Tensor<double, 3> result(x, y, z);
-  for (Index n = 0; n < result.size(); ++n) result.data()[n] = draw.fine_number();
-  return result;
 }
 
 }  // namespace
@@ -59,13 +18,13 @@ Tensor<double, 3> draw_tensor(Draw& draw, Index x, Index y, Index z) {
 /// A layer's gradient along a direction of its input and all of its parameters is the difference
 /// of its outputs there, and over a cache, in any parts, it gives what it gives at once.
 void run_layers(Draw& draw) {
-  const BlockConfig config = draw_config(draw);
+  const BlockConfig config = draw_block(draw).config;
   TransformerBlock<double> block(config, 1);
   shake(draw, block);
   const Index batch = draw.integer(0, 2), tokens = draw.integer(0, 12);
   const Index dim = config.attention.embed_dim;
-  const auto x = draw_tensor(draw, batch, tokens, dim);
-  const auto grad = draw_tensor(draw, batch, tokens, dim);
+  const auto x = draw_tensor<double>(draw, batch, tokens, dim);
+  const auto grad = draw_tensor<double>(draw, batch, tokens, dim);
   AttentionOptions options;
   options.pool = draw_pool(draw);
   std::ostringstream text;
@@ -117,7 +76,7 @@ void run_layers(Draw& draw) {
   for_each_parameter(direction, [&](std::string_view, auto& value) {
     for (Index n = 0; n < value.size(); ++n) value.data()[n] = draw.fine_number();
   });
-  const auto x_direction = draw_tensor(draw, batch, tokens, dim);
+  const auto x_direction = draw_tensor<double>(draw, batch, tokens, dim);
   double expected = inner(gradients.input, x_direction);
   for_each_parameter(direction, gradients.parameters, [&](auto& along, const auto& gradient) {
     expected += (along.array() * gradient.array()).sum();
