@@ -20,6 +20,8 @@ auto parameter_view(T& kept) {
     Index stride = 1;
     if constexpr (EigenDense<Plain>) {
       static_assert(Plain::IsVectorAtCompileTime, "heed: expected a vector");
+      static_assert(EigenDirect<Plain>,
+                    "heed: this Eigen expression has no elements in memory; call .eval() on it");
       stride = kept.innerStride();
     }
     return View<Element, 1>{kept.data(), {static_cast<Index>(kept.size())}, {stride}};
