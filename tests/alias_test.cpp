@@ -310,6 +310,19 @@ struct Shared {
   }
 };
 
+/// A user's mask, which says what it refers to.
+struct Listed : MaskPolicy {
+  View<const int, 1> keys;
+
+  explicit Listed(const View<const int, 1>& k) : keys(k) {}
+  void for_each_tensor(const auto& visit) const { visit(keys, "the list of keys"); }
+  struct Bound {
+    View<const int, 1> keys;
+    bool allows(Index, Index, Index, Index j) const { return keys(j) != 0; }
+  };
+  auto bind(const Problem&) const { return Bound{keys}; }
+};
+
 /// Calls f(mask, its name) with each mask that refers to tensors, over 4 queries and keys; bytes
 /// of these and of the memory's are the same.
 void for_each_mask(Shared& m, const auto& f) {
@@ -322,6 +335,7 @@ void for_each_mask(Shared& m, const auto& f) {
   f(segments(ids, four), "key ids of segments");
   f(causal(one), "offsets");
   f(causal() && !(prefix(1) || allow(pairs)), "allow");
+  f(Listed(four), "the list of keys");
 }
 
 TEST(Alias, AnOutputIsNoTensorOfAPolicy) {
