@@ -282,8 +282,9 @@ inline void save(const std::vector<NamedTensor>& tensors, const std::filesystem:
                  const std::map<std::string, std::string>& metadata = {}) {
   std::vector<const NamedTensor*> order;
   for (const NamedTensor& tensor : tensors) order.push_back(&tensor);
-  std::stable_sort(order.begin(), order.end(),
-                   [](const auto* a, const auto* b) { return a->size > b->size; });
+  std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
+    return a->size != b->size ? a->size > b->size : a < b;
+  });
   nlohmann::json header = nlohmann::json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   Index end = 0;
