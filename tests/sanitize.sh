@@ -79,7 +79,7 @@ one() {
   local name="$1" program="$build/$1"
   if [ ! -x "$program" ] || [ -n "$(find "$heed_root/include" "$heed_root/tests" -name '*.[hc]pp' \
     -newer "$program" -print -quit)" ]; then
-    ${LAUNCHER:-} "$CXX" "${flags[@]}" "$heed_root/tests/$name.cpp" -lgtest -lgtest_main -pthread -o "$program" \
+    ${LAUNCHER:-} "$CXX" "${flags[@]}" "$heed_root/tests/$name.cpp" -lgtest_main -lgtest -pthread -o "$program" \
       >"$program.log" 2>&1 || return 1
   fi
   (cd "$heed_root/tests" && "${run[@]}" "$program" --gtest_brief=1) >"$program.log" 2>&1
