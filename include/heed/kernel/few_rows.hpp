@@ -139,7 +139,7 @@ void multiply_few_rows(const View<const A, 4>& a, std::span<const RightFactor<B,
                        Eigen::ThreadPoolInterface* pool) {
   using Product = FewRows<Accumulator, A, B, C>;
   const Index rows = a.shape[2], depth = a.shape[3], heads = a.shape[1];
-  const ColumnParts parts(factors, a.shape[0] * heads, Product::sums, pool);
+  const ColumnParts parts(factors, a.shape[0] * heads, 64, pool);
   parallel_for(pool, parts.count(), [&](Index first, Index last) {
     for (Index n = first; n < last; ++n) {
       const auto& [matrix, factor, column, end] = parts[n];

@@ -31,9 +31,10 @@ class RowsInLanes {
   /// Rows of b that are taken at once: for each of them there is a number for every row of a.
   static constexpr Index share = 48;
 
-  /// Whether fewer numbers are turned, those of a and c, than where b is packed.
+  /// Whether a and c are turned in less time than b is packed: it is packed from a cache that is
+  /// far, and all at once, whereas here it is read there while others are worked on.
   static bool suits(Index rows, Index depth, Index columns) {
-    return rows * (depth + columns) <= depth * columns;
+    return 2 * rows * (depth + columns) <= 3 * depth * columns;
   }
 
   RowsInLanes(Index rows, Index depth)
@@ -41,40 +42,56 @@ class RowsInLanes {
 
   const Split panels;  ///< of rows
   Index packed_size() const { return panels.vectors * L::size * depth_; }
+  /// Panels that are packed at a time, which the second-level cache keeps while columns go by.
+  Index group() const {
+    const Index room = Eigen::l2CacheSize() / 4 / static_cast<Index>(sizeof(Accumulator));
+    return std::clamp<Index>(room / (panels[0].vectors * L::size * depth_), 1, panels.count);
+  }
+  /// The first row of a panel, or the number of rows behind the last one.
+  Index row_of(Index p) const { return p < panels.count ? panels[p].first : rows_; }
   Index scratch_size() const {
     return share * (widest * L::size + (std::is_same_v<B, Accumulator> ? 0 : depth_));
   }
 
-  /// One panel, [feature][row of the panel], to its place in `packed`.
-  void pack(const Slab<const A>& a, Index p, Accumulator* packed) const {
+  /// One panel, [feature][row of the panel], to its place in `packed`, which begins with another.
+  void pack(const Slab<const A>& a, Index p, Index first_panel, Accumulator* packed) const {
     const auto panel = panels[p];
     const Index width = panel.vectors * L::size;
     pack_lanes(a, panel.first, std::min(width, rows_ - panel.first), depth_, width,
-               packed + panel.first * depth_);
+               packed + (panel.first - row_of(first_panel)) * depth_);
   }
 
-  /// Columns first .. first + count-1 of c, for count <= share.
-  void run(const Accumulator* packed, const Slab<const B>& b, Index first, Index count,
-           const Slab<C>& c, Accumulator* scratch) const {
+  /// Columns first .. first + count-1 of c, for count <= share, and rows of some panels.
+  void run(const Accumulator* packed, Index first_panel, Index last_panel, const Slab<const B>& b,
+           Index first, Index count, const Slab<C>& c, Accumulator* scratch) const {
     Accumulator* const sums = scratch;
     const auto rows = rows_of(b, first, count, depth_, true, scratch + share * widest * L::size);
-    for (Index p = 0; p < panels.count; ++p) {
+    for (Index p = first_panel; p < last_panel; ++p) {
       const auto panel = panels[p];
-      const Index lane = panel.first, width = panel.vectors * L::size;
+      const Index lane = panel.first, width = panel.vectors * L::size,
+                  lanes = std::min(width, rows_ - lane);
       for (Index d = 0; d < depth_; d += run_) {
         const Index depth = std::min(run_, depth_ - d);
-        const bool ahead = std::is_same_v<B, Accumulator> && p == 0 && rows.stride == depth;
+        const bool ahead =
+            std::is_same_v<B, Accumulator> && p == first_panel && rows.stride == depth;
         with_vectors<widest>(panel.vectors, [&]<int Vectors>() {
-          const auto* const from = packed + lane * depth_ + d * width;
+          const auto* const from = packed + (lane - row_of(first_panel)) * depth_ + d * width;
           const Rows<Accumulator> right{rows.data + d, rows.stride};
+          const auto fetch_c = [&, last_run = d + depth == depth_](Index j, Index columns) {
+            if (Vectors > 2 && last_run && c.column_stride == 1) {
+              for (Index r = j * lanes / count; r < (j + columns) * lanes / count; ++r) {
+                fetch_to_write(c.at(lane + r, first), count);
+              }
+            }
+          };
           if (ahead) {
-            multiply<Vectors, true>(from, right, count, depth, d == 0, sums);
+            multiply<Vectors, true>(from, right, count, depth, d == 0, sums, fetch_c);
           } else {
-            multiply<Vectors, false>(from, right, count, depth, d == 0, sums);
+            multiply<Vectors, false>(from, right, count, depth, d == 0, sums, fetch_c);
           }
         });
       }
-      turn(sums, width, std::min(width, rows_ - lane), count, c, lane, first);
+      turn(sums, width, lanes, count, c, lane, first);
     }
   }
 
@@ -87,17 +104,27 @@ class RowsInLanes {
     return (depth + parts - 1) / parts;
   }
 
+  /// Asks for numbers that are about to be overwritten.
+  static void fetch_to_write(const C* to, Index count) {
+    constexpr Index line = 64 / static_cast<Index>(sizeof(C));
+    for (Index at = 0; at < count; at += line) __builtin_prefetch(to + at, 1);
+    __builtin_prefetch(to + count - 1, 1);
+  }
+
   /// Ahead: rows of b are new, one after the other, and those behind are asked of the memory.
-  template <int Vectors, bool Ahead>
+  /// fetch_c(j, columns) asks for as large a part of c as these columns are of all: what is turned
+  /// into it would otherwise wait for each line of a far cache.
+  template <int Vectors, bool Ahead, class FetchC>
   EIGEN_DONT_INLINE static void multiply(const Accumulator* panel, const Rows<Accumulator>& b,
                                          Index count, Index depth, bool first_run,
-                                         Accumulator* sums) {
+                                         Accumulator* sums, const FetchC& fetch_c) {
     for_each_tile<std::min(height, tile_rows<Vectors>)>(
         count, [&]<int Count>(Index j) __attribute__((always_inline)) {
           // In order of address, as weights are read once and streams of short rows end before the
           // processor has seen them.
           constexpr Index line = 64 / static_cast<Index>(sizeof(Accumulator)), every = line / Count;
           const Accumulator* const next = b[j + Count];
+          fetch_c(j, Count);
           RegisterTile<Accumulator, Count, Vectors> tile;
           tile.accumulate(panel, b[j], b.stride, std::integral_constant<Index, 1>(), depth,
                           MultiplyAdd(), [next](Index d) __attribute__((always_inline)) {
@@ -158,21 +185,26 @@ void multiply_rows_in_lanes(const View<const A, 4>& a, std::span<const RightFact
   using Product = RowsInLanes<Accumulator, A, B, C>;
   const Index rows = a.shape[2], depth = a.shape[3], heads = a.shape[1];
   const Product product(rows, depth);
+  const Index all = a.shape[0] * heads, panels = product.panels.count, group = product.group();
   // So many matrices at a time that no more than 4 MiB of floats are packed, but one.
-  const Index all = a.shape[0] * heads, size = product.packed_size(), panels = product.panels.count;
-  const Index most = std::clamp<Index>((Index(1) << 20) / size, 1, all);
+  const Index size = product.packed_size(),
+              most = group < panels ? 1 : std::clamp<Index>((Index(1) << 20) / size, 1, all);
   const auto matrix_of = [heads](const auto& x, Index n) { return slab(x, n / heads, n % heads); };
   Accumulator* packed = nullptr;
-  const Scratch scratch([&](Layout& layout) { packed = layout.take<Accumulator>(most * size); });
-  for (Index start = 0; start < all; start += most) {
-    const Index count = std::min(most, all - start);
-    parallel_for(pool, count * panels, [&](Index first, Index last) {
+  const Scratch scratch([&](Layout& layout) {
+    packed = layout.take<Accumulator>(group < panels ? product.row_of(group) * depth : most * size);
+  });
+  const auto multiply_panels = [&](Index start, Index count, Index first_panel, Index last_panel) {
+    const Index some = last_panel - first_panel, row = product.row_of(first_panel),
+                height = product.row_of(last_panel) - row;
+    parallel_for(pool, count * some, [&](Index first, Index last) {
       for (Index item = first; item < last; ++item) {
-        const Index n = item / panels;
-        product.pack(matrix_of(a, start + n), item % panels, packed + n * size);
+        const Index n = item / some;
+        product.pack(matrix_of(a, start + n), first_panel + item % some, first_panel,
+                     packed + n * size);
       }
     });
-    const ColumnParts parts(factors, count, 8, pool);
+    const ColumnParts parts(factors, count, 16, pool);
     parallel_for(pool, parts.count(), [&](Index first, Index last) {
       Accumulator* space = nullptr;
       const Scratch own(
@@ -184,12 +216,17 @@ void multiply_rows_in_lanes(const View<const A, 4>& a, std::span<const RightFact
         const auto to = matrix_of(part.factor.c, n);
         for (Index column = part.first; column < part.last; column += Product::share) {
           const Index width = std::min(Product::share, part.last - column);
-          product.run(packed + part.matrix * size, {right.data, right.column_stride, 1}, column,
-                      width, to, space);
-          part.factor.epilogue({n / heads, n % heads, 0, rows, column, width});
+          product.run(packed + part.matrix * size, first_panel, last_panel,
+                      {right.data, right.column_stride, 1}, column, width, to, space);
+          part.factor.epilogue({n / heads, n % heads, row, height, column, width});
         }
       }
     });
+  };
+  for (Index start = 0; start < all; start += most) {
+    for (Index p = 0; p < panels; p += group) {
+      multiply_panels(start, std::min(most, all - start), p, std::min(p + group, panels));
+    }
   }
 }
 
