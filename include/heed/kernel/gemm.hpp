@@ -39,7 +39,8 @@ class MatrixProduct {
   static constexpr bool narrow = !std::is_same_v<C, Accumulator>;
 
  public:
-  MatrixProduct(Index m, Index k, Index n) : m_(m), k_(k), n_(n) {
+  /// For so many threads.
+  MatrixProduct(Index m, Index k, Index n, Index threads) : m_(m), k_(k), n_(n) {
     constexpr auto size = static_cast<Index>(sizeof(Accumulator));
     constexpr Index tallest = accumulator_registers;
     const auto near = static_cast<Index>(Eigen::l1CacheSize()),
@@ -54,11 +55,16 @@ class MatrixProduct {
     if (narrow) run_ = depth_ = k;
     depth_ = std::min(depth_, k);
     columns_ = even_part(n, std::max(far / 2 / (depth_ * size), lanes), lanes);
-    group_ = std::max<Index>((Index(4) << 20) / (depth_ * size) / columns_, 1) * columns_;
-    piece_ =
-        deep ? 2 * tallest
-             : even_part(m, std::clamp<Index>(far / 4 / (run_ * size), 2 * tallest, 8 * tallest),
-                         tallest);
+    // What is packed is then still in that cache when it is read; or more of it for each reading of
+    // a and each meeting of the threads.
+    group_ = deep ? columns_
+                  : std::max<Index>((Index(4) << 20) / (depth_ * size) / columns_, 1) * columns_;
+    const Index most =
+        deep ? 2 * tallest : std::clamp<Index>(far / 4 / (run_ * size), 2 * tallest, 8 * tallest);
+    // As many pieces for each thread, of heights that leave no row by itself.
+    piece_ = threads > 1
+                 ? even_part(m, std::max<Index>(even_part(m, most * threads, 1) / threads, 1), 4)
+                 : even_part(m, most, tallest);
     rows_ = deep ? tallest : piece_;
   }
 
@@ -301,7 +307,10 @@ void multiply(const View<AElement, 4>& left_factor, std::span<const RightFactor<
   }
   if constexpr (Laned<Accumulate>) {
     if (k > 0) {
-      const MatrixProduct<Accumulate, A, B, C> product(m, k, n);
+      // Threads share matrices, or each of a few large ones.
+      const bool large = m * k * n >= Index(1) << 20;
+      const bool shared = pool && large && matrices < 2 * pool->NumThreads();
+      const MatrixProduct<Accumulate, A, B, C> product(m, k, n, shared ? pool->NumThreads() : 1);
       const auto one = [&](Index matrix, Eigen::ThreadPoolInterface* threads) {
         const Index batch = matrix / heads, head = matrix % heads;
         product.run(slab(a, batch, head), slab(b, batch, head), slab(c, batch, head), threads,
@@ -309,9 +318,7 @@ void multiply(const View<AElement, 4>& left_factor, std::span<const RightFactor<
                       epilogue({batch, head, row, rows, column, columns});
                     });
       };
-      // Threads share matrices, or each of a few large ones.
-      const bool large = m * k * n >= Index(1) << 20;
-      if (pool && large && matrices < 2 * pool->NumThreads()) {
+      if (shared) {
         for (Index matrix = 0; matrix < matrices; ++matrix) one(matrix, pool);
         return;
       }
