@@ -85,6 +85,133 @@ TEST(Linear, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(refuses([&] { layer(Matrix<float>(5, 13)); }, {"heed::", "9", "4"}));
 }
 
+// With W = (1 2 3; -1 0 1) and b = (10 20), and with V = (2 0 1), the rows (1 1 1) and (2 0 -1)
+// give (6 + 10, 0 + 20), (-1 + 10, -3 + 20) and 3, 3.
+TEST(LinearIntoEach, ByHand) {
+  Linear<double> first, second;
+  first.weight.resize(2, 3);
+  first.weight << 1, 2, 3, -1, 0, 1;
+  first.bias = Eigen::Vector2d(10, 20);
+  second.weight.resize(1, 3);
+  second.weight << 2, 0, 1;
+  Matrix<double> x(2, 3), y(2, 2), z(2, 1), expected(2, 2);
+  x << 1, 1, 1, 2, 0, -1;
+  expected << 16, 20, 9, 17;
+  using To = Linear<double>::Target<double, 2>;
+  Linear<double>::into_each(std::array{To{first, view(y)}, To{second, view(z)}}, x);
+  EXPECT_EQ(y, expected);
+  EXPECT_EQ(z, Matrix<double>(Matrix<double>::Constant(2, 1, 3)));
+}
+
+/// Outputs of several widths, of one width and of none, with and without biases.
+template <class Scalar>
+std::array<Linear<Scalar>, 4> several(Index in, Index out) {
+  std::array<Linear<Scalar>, 4> layers;
+  const std::array<Index, 4> widths = {out, 0, 1, out / 2 + 3};
+  for (std::size_t n = 0; n < 4; ++n) {
+    const auto seed = static_cast<unsigned>(n);
+    layers[n].weight = make<Scalar, 2>(random({1, 1, widths[n], in}, seed));
+    if (n != 2) layers[n].bias = make<Scalar, 2>(random({1, 1, widths[n], 1}, 7 + seed)).col(0);
+  }
+  return layers;
+}
+
+template <class Scalar, std::size_t N, class X>
+std::array<Tensor<float, 3>, N> each(const std::array<Linear<Scalar>, N>& layers, const X& x,
+                                     Eigen::ThreadPoolInterface* pool) {
+  using To = typename Linear<Scalar>::template Target<float, 3>;
+  std::array<Tensor<float, 3>, N> y;
+  const auto target = [&](std::size_t n) {
+    y[n].resize(x.dimension(0), x.dimension(1), layers[n].out_features());
+    y[n].setConstant(static_cast<float>(nan));
+    return To{layers[n], view(y[n])};
+  };
+  Linear<Scalar>::into_each(std::array{target(0), target(1), target(2), target(3)}, x, pool);
+  return y;
+}
+
+template <class Scalar>
+void expect_each(const Shape& shape, Index out) {
+  const auto layers = several<Scalar>(shape[3], out);
+  const auto x = make<float, 3>(random(shape, 5));
+  std::array<Tensor<float, 3>, 4> alone;
+  for (std::size_t n = 0; n < 4; ++n) alone[n] = layers[n](x);
+  for (const int threads : {0, 1, 2, 3}) {
+    SCOPED_TRACE(text(shape) + " to " + std::to_string(out) + " on " + std::to_string(threads));
+    Eigen::ThreadPool pool(std::max(threads, 1));
+    const auto y = each(layers, x, threads == 0 ? nullptr : &pool);
+    for (std::size_t n = 0; n < 4; ++n) {
+      EXPECT_TRUE(same(reference(y[n]), reference(alone[n]))) << "output " << n;
+    }
+  }
+}
+
+// Few rows, rows in lanes, packed weights, and products of which some go one way and some another.
+TEST(LinearIntoEach, GivesTheBitsOfEachAlone) {
+  for (const auto& [rows, in, out] : {std::array<Index, 3>{1, 40, 70},
+                                      {5, 160, 131},
+                                      {23, 37, 100},
+                                      {70, 61, 260},
+                                      {90, 20, 50},
+                                      {300, 65, 90},
+                                      {2, 0, 5},
+                                      {0, 3, 5}}) {
+    expect_each<float>({1, 1, rows, in}, out);
+    expect_each<Eigen::bfloat16>({1, 1, rows, in}, out);
+  }
+  expect_each<float>({3, 1, 17, 45}, 70);
+}
+
+// The caches decide how much is packed at a time.
+TEST(LinearIntoEach, InBlocksOfRowsForSmallCaches) {
+  const auto layers = several<float>(100, 300);
+  const auto x = make<float, 3>(random({1, 1, 95, 100}, 5));
+  const auto expected = each(layers, x, nullptr);
+  const auto l1 = Eigen::l1CacheSize(), l2 = Eigen::l2CacheSize(), l3 = Eigen::l3CacheSize();
+  Eigen::setCpuCacheSizes(8 << 10, 40 << 10, 80 << 10);
+  Eigen::ThreadPool pool(3);
+  const auto alone = each(layers, x, nullptr), shared = each(layers, x, &pool);
+  Eigen::setCpuCacheSizes(l1, l2, l3);
+  for (std::size_t n = 0; n < 4; ++n) {
+    EXPECT_TRUE(near(reference(alone[n]), reference(expected[n]), 1e-4));
+    EXPECT_TRUE(same(reference(shared[n]), reference(alone[n])));
+  }
+}
+
+TEST(LinearIntoEach, OfScatteredInputAndOutputs) {
+  const auto layers = several<float>(9, 20);
+  const Reference x = random({2, 3, 7, 9}, 1);
+  for (const auto& backwards : directions) {
+    Scattered<float> from(x, backwards), y(constant({2, 3, 7, 20}, nan), backwards);
+    Tensor<float, 4> z(2, 3, 7, 13);
+    using To = Linear<float>::Target<float, 4>;
+    Linear<float>::into_each(std::array{To{layers[0], y.view()}, To{layers[3], view(z)}},
+                             from.view());
+    const auto input = make<float, 4>(x);
+    EXPECT_TRUE(near(reference(y.view()), reference(layers[0](input)), 1e-5));
+    EXPECT_TRUE(near(reference(z), reference(layers[3](input)), 1e-5));
+  }
+}
+
+TEST(LinearIntoEach, RefusesBeforeAnythingIsWritten) {
+  auto layers = several<float>(6, 6);
+  Matrix<float> x = Matrix<float>::Ones(6, 6), y = Matrix<float>::Constant(6, 6, 8), wide(6, 7);
+  using To = Linear<float>::Target<float, 2>;
+  const auto refused = [&](const To& second, std::initializer_list<std::string> words) {
+    EXPECT_TRUE(refuses(
+        [&] { Linear<float>::into_each(std::array{To{layers[0], view(y)}, second}, x); }, words));
+    EXPECT_TRUE((y.array() == 8).all());
+  };
+  refused({layers[3], view(x)}, {"heed::Linear", "shares elements with x"});
+  refused({layers[0], view(y)}, {"heed::Linear", "shares elements with another output"});
+  refused({layers[3], view(layers[0].weight)}, {"heed::Linear", "shares elements with the weight"});
+  refused({layers[3], view(wide)}, {"heed::Linear", "(6, 7)", "(6, 6)"});
+  layers[3].bias.resize(2);
+  refused({layers[3], view(x)}, {"heed::Linear", "the bias has 2 entries for 6 outputs"});
+  layers[3].weight.resize(6, 5);
+  refused({layers[3], view(x)}, {"heed::Linear", "6 features", "5 inputs"});
+}
+
 // y = x W^T + b with W = (1 2; 3 4; 5 6), of rows (1, 10) and (2, 20); dy = (1 0 2) and (0 1 0).
 // dx = dy W = (11 14) and (3 4); dW = dy^T x = (1 10; 2 20; 2 20); db = (1 1 2).
 TEST(LinearBackward, ByHand) {

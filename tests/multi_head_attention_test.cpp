@@ -114,6 +114,30 @@ void expect_split_project_attend_merge(const Case& c, const Mask& mask, const Al
   EXPECT_TRUE(same(reference(module.forward(query, key, value, mask).output), reference(output)));
 }
 
+// What is one tensor is projected in one product, and what is not in several.
+TEST(MultiHeadAttention, OneTensorGivesTheBitsOfItsCopies) {
+  const MultiHeadAttention<float> module({.embed_dim = 24,
+                                          .num_heads = 4,
+                                          .num_kv_heads = 2,
+                                          .bias = true,
+                                          .rotary = RotaryConfig{.layout = RotaryLayout::half},
+                                          .qk_norm = true},
+                                         3);
+  for (const Index tokens : {1, 9, 70}) {
+    const auto x = make<float, 3>(random({2, 1, tokens, 24}, 1));
+    const Tensor<float, 3> key = x, value = x;
+    const Reference apart = reference(module(x, key, value, causal()));
+    for (const int threads : {1, 2, 3}) {
+      Eigen::ThreadPool pool(threads);
+      const AttentionOptions options{.pool = &pool};
+      EXPECT_TRUE(same(reference(module(x, x, x, causal(), options)), apart));
+      EXPECT_TRUE(same(reference(module(x, key, key, causal(), options)), apart));
+      EXPECT_TRUE(same(reference(module(x, key, value, causal(), options)), apart));
+      EXPECT_TRUE(same(reference(module.forward(x, x, x, causal(), options).output), apart));
+    }
+  }
+}
+
 TEST(MultiHeadAttention, IsSplitProjectAttendMerge) {
   const std::vector<Case> cases = {
       {{.embed_dim = 16, .num_heads = 4}, 2, 7, 7},
