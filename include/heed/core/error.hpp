@@ -15,6 +15,8 @@
 
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "heed: hidden scores are infinities and sums are split exactly: compile without -ffast-math"
+#elif defined(__ASSOCIATIVE_MATH__)
+#error "heed: sums are split exactly: compile without -funsafe-math-optimizations"
 #endif
 
 namespace heed::detail {

@@ -124,6 +124,15 @@ struct Lanes {
     return result;
   }
 
+  /// The same, from which no later sum is simplified: (x + y) - y is x to clang where it is told
+  /// -funsafe-math-optimizations, which no macro says. It costs nothing where it is not told so.
+  EIGEN_ALWAYS_INLINE Lanes fenced() const {
+#if defined(__clang__) && defined(__x86_64__) && __clang_major__ >= 14
+    return of(__arithmetic_fence(packet));
+#else
+    return *this;
+#endif
+  }
   /// Keeps the value in a register of its own. Without it g++ folds the load of a vector that
   /// several multiply-adds share into each of them, and the load ports become the limit (the
   /// matrix tile falls from .97 to .70 of the peak).
