@@ -45,12 +45,12 @@ struct Split {
   L shifted, whole, rest;
 
   EIGEN_ALWAYS_INLINE explicit Split(L x)
-      : shifted((x + L(magic)).fenced()), whole(shifted - L(magic)), rest(x - whole) {}
+      : shifted((x + L(magic)).fenced()), whole((shifted - L(magic)).fenced()), rest(x - whole) {}
   /// Of x factor - n, for `anchor` = magic - n and a whole n up to an eighth of magic. A fused
   /// multiply-add takes the whole part off before the product is rounded, so that the error of the
   /// rest does not grow with x.
   EIGEN_ALWAYS_INLINE static Split of_product(L x, L factor, L anchor) {
-    const L shifted = fma(x, factor, anchor).fenced(), minus_whole = anchor - shifted;
+    const L shifted = fma(x, factor, anchor).fenced(), minus_whole = (anchor - shifted).fenced();
     return {shifted, -minus_whole, fma(x, factor, minus_whole)};
   }
   /// Of x log2(e), whose last digits are in a second number.
