@@ -8,6 +8,7 @@
 #include "heed/mask.hpp"
 #include "heed/modifier.hpp"
 #include "heed/ragged.hpp"
+#include "heed/score.hpp"
 #include "support.hpp"
 
 // What the fuzz targets of tests/fuzz found, each as small as it can be.
@@ -120,6 +121,20 @@ TEST(Found, NoPointerIsFormedFromNull) {
       attention_backward(queries, queries, values, pass, values, dot_product() | alibi({1., 2.}));
   for (Index n = 0; n < gradients.query.size(); ++n) EXPECT_EQ(gradients.query.data()[n], 0);
   EXPECT_EQ(gradients.value.dimension(2), 0);
+}
+
+// A query of width 0 meets a key as q M = (0, 0), and a NaN in it reaches the query all the same,
+// on the fused engines and on the reference: 0 NaN + 0 1 is no number.
+TEST(Found, NanOfAKeyReachesAQueryWithoutFeatures) {
+  const Matrix<double> m(0, 2);
+  Matrix<float> k(2, 2), v(2, 1);
+  k << static_cast<float>(nan), 1, 1, 1;
+  v << 1, 2;
+  for (const Index queries : {1, 40}) {
+    const Matrix<float> q(queries, 0);
+    EXPECT_TRUE(std::isnan(attention(q, k, v, bilinear(m))(0, 0)));
+    EXPECT_TRUE(std::isnan(attention_with_weights(q, k, v, bilinear(m)).output(0, 0)));
+  }
 }
 
 }  // namespace

@@ -163,6 +163,8 @@ inline SimilarityFunction bilinear(std::vector<Real> m, Index query_dim, Index k
         out.parameter_magnitude[at] = std::abs(q[r] * k[c]);
       }
     }
+    // A query without features meets the key as q M = 0, and 0 times NaN is NaN.
+    for (Index c = 0; query_dim == 0 && c < key_dim; ++c) out.value += 0 * k[c];
   };
 }
 
