@@ -16,6 +16,7 @@
 #include "heed/module/multi_head_config.hpp"
 #include "heed/module/multi_head_inputs.hpp"
 #include "heed/module/multi_head_pass.hpp"
+#include "heed/module/multi_head_projection.hpp"
 #include "heed/module/pass.hpp"
 #include "heed/module/token_cache.hpp"
 #include "heed/operator/attention.hpp"
@@ -190,7 +191,8 @@ struct MultiHeadAttention {
       positions = detail::take_tensor<Index>(layout, std::array{key_in.shape[0], key_in.shape[1]});
     });
     detail::fill_positions(cache, positions);
-    project_memory(key_in, value_in, key, value, options.pool);
+    detail::project(detail::Projection{key_projection, key_in, key},
+                    detail::Projection{value_projection, value_in, value}, options.pool);
     finish_key(key, key, positions, options);
     cache.append(split_heads(key, config_.num_kv_heads), split_heads(value, config_.num_kv_heads));
   }
@@ -454,41 +456,13 @@ struct MultiHeadAttention {
     return x;
   }
 
-  /// The projections, of inputs that are one tensor in one product: that of all three in
-  /// self-attention, that of keys and values where both are of a memory.
   template <class Q, class K, class V, class Element>
   void project_each(const View<Q, 3>& q, const View<K, 3>& k, const View<V, 3>& v,
                     const View<Element, 3>& query, const View<Element, 3>& key,
                     const View<Element, 3>& value, Eigen::ThreadPoolInterface* pool) const {
-    using To = typename Linear<Scalar>::template Target<Element, 3>;
-    if (same_tensor(q, k) && same_tensor(q, v)) {
-      return Linear<Scalar>::into_each(
-          std::array{To{query_projection, query}, To{key_projection, key},
-                     To{value_projection, value}},
-          q, pool);
-    }
-    query_projection.into(query, q, pool);
-    project_memory(k, v, key, value, pool);
-  }
-  template <class K, class V, class Element>
-  void project_memory(const View<K, 3>& k, const View<V, 3>& v, const View<Element, 3>& key,
-                      const View<Element, 3>& value, Eigen::ThreadPoolInterface* pool) const {
-    using To = typename Linear<Scalar>::template Target<Element, 3>;
-    if (same_tensor(k, v)) {
-      return Linear<Scalar>::into_each(
-          std::array{To{key_projection, key}, To{value_projection, value}}, k, pool);
-    }
-    key_projection.into(key, k, pool);
-    value_projection.into(value, v, pool);
-  }
-
-  template <class A, class B>
-  static bool same_tensor(const View<A, 3>& a, const View<B, 3>& b) {
-    if constexpr (std::is_same_v<std::remove_const_t<A>, std::remove_const_t<B>>) {
-      return a.shape == b.shape && detail::same_elements(detail::rank4(a), detail::rank4(b));
-    } else {
-      return false;
-    }
+    detail::project(detail::Projection{query_projection, q, query},
+                    detail::Projection{key_projection, k, key},
+                    detail::Projection{value_projection, v, value}, pool);
   }
 
   /// Projected queries or keys as they meet: normed from there into `to`, which may be the same,
