@@ -193,7 +193,7 @@ class Decode {
     begin = std::max(begin, chunk);
     end = std::min(end, chunk + chunk_keys);
     const Index batch = place(q.first).batch;
-    const Index head = place(q.first).head / (problem_.heads / problem_.kv_heads);
+    const Index head = problem_.kv_head(place(q.first).head);
     constexpr auto key_size = static_cast<Index>(sizeof(Stored<Key>));
     constexpr auto value_size = static_cast<Index>(sizeof(Stored<Value>));
     const Index key_bytes = problem_.key_dim * key_size;

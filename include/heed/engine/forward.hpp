@@ -36,6 +36,10 @@ namespace heed::detail {
 ///       modifiers, mask, running softmax      -> weights
 ///       output = faded output + weights x values   register tiles
 ///
+/// Where keys and values are too many for the second-level cache, several panels take a block of
+/// them in turn, each with sums of its own, before any goes on to the next block. A panel takes its
+/// tiles in the same order whoever stands beside it, so that its result does not depend on that.
+///
 /// Lanes hold queries, so that softmax needs no sum across lanes and keys and values are read where
 /// they lie, one broadcast number at a time. A query whose result is not finite is computed again
 /// by the definition: scores in binary units and sums of values before the division may overflow
@@ -63,6 +67,8 @@ class Forward {
         key_rows_(call.keys, problem_.keys, panels_.count),
         value_rows_(call.values, problem_.keys, panels_.count),
         tile_keys_(std::min(tile_keys(), problem_.keys)),
+        block_keys_(block_keys()),
+        most_walks_(block_keys_ < problem_.keys ? most_walks() : 1),
         copied_at_once_(problem_.keys * (problem_.key_dim + problem_.value_dim) <= copied_numbers
                             ? problem_.keys
                             : tile_keys_) {}
@@ -71,10 +77,20 @@ class Forward {
   Index pieces() const { return problem_.entries() * problem_.heads * panels_.count; }
   void run(Index first, Index last) const {
     Workspace space(*this);
-    for (Index item = first; item < last; ++item) {
+    for (Index item = first; item < last;) {
+      const Index panel = item % panels_.count;
       const Index head = item / panels_.count % problem_.heads;
       const Index batch = problem_.first_entry() + item / panels_.count / problem_.heads;
-      attend(space, batch, head, panels_[item % panels_.count]);
+      if constexpr (in_blocks) {
+        const Index count = std::min(most_walks_, std::min(last - item, panels_.count - panel));
+        if (count > 1) {
+          attend_side_by_side(space, batch, head, panel, count);
+          item += count;
+          continue;
+        }
+      }
+      attend(space, batch, head, panels_[panel]);
+      ++item;
     }
   }
 
@@ -97,6 +113,27 @@ class Forward {
     return std::clamp<Index>(keys, 64, 256) / 12 * 12;
   }
 
+  /// Keys that several panels take in turn: all, where they and their values leave a quarter of the
+  /// second-level cache, and else as many as take a half of it (2048 for 64 features and 2 MiB), in
+  /// whole tiles. Scores that take longer than to fetch a row gain nothing.
+  Index block_keys() const {
+    if (!in_blocks || problem_.keys == tile_keys_) return problem_.keys;
+    const Index row = (problem_.key_dim + problem_.value_dim) * static_cast<Index>(sizeof(Number));
+    const Index cache = static_cast<Index>(Eigen::l2CacheSize());
+    if (problem_.keys * row <= cache / 4 * 3) return problem_.keys;
+    return std::max<Index>(cache / 2 / row / tile_keys_, 1) * tile_keys_;
+  }
+  static constexpr bool in_blocks = is_product<typename Score::Similarity>;
+
+  /// Panels that do so: as many as have their queries and sums in a quarter of that cache.
+  Index most_walks() const {
+    const Index numbers = (problem_.key_dim + 2 * problem_.value_dim + 2) * widest;
+    const Index bytes = numbers * static_cast<Index>(sizeof(Number));
+    const Index cache = static_cast<Index>(Eigen::l2CacheSize());
+    return std::clamp<Index>(cache / 4 / bytes, 2, walks);
+  }
+  static constexpr Index walks = 8;
+
   /// Keys and values that cannot be read in place are copied a head at a time where that is no more
   /// than this (4 MiB of floats), so that all panels share the copy, and else tile by tile.
   static constexpr Index copied_numbers = Index(1) << 20;
@@ -105,116 +142,177 @@ class Forward {
   /// additions has a rounding error that grows with its length.
   static constexpr Index most_tiles = 16;
 
-  /// A copy of rows, and of which head it is, where it is of a whole one.
+  /// A copy of rows of a head, and of which.
   struct Copy {
     Number* data = nullptr;
     Index head = -1;
+    KeyRange keys{0, 0};
+  };
+
+  using PanelScorer = Scorer<Number, typename Score::Similarity>;
+
+  /// What a panel has of its own: its queries and its sums.
+  struct Room {
+    explicit Room(const Forward& f)
+        : scorer(f.call_.score.similarity, f.problem_.query_dim, f.problem_.key_dim, widest,
+                 f.copied_at_once_) {}
+    void lay(Layout& layout, const Forward& f) {
+      const Index width = f.problem_.value_dim;
+      scorer.lay(layout);
+      output = layout.take<Number>(width * widest);
+      older = layout.take<Number>(f.problem_.keys > f.tile_keys_ * most_tiles ? (width + 2) * widest
+                                                                              : 0);
+    }
+    PanelScorer scorer;
+    Number *output = nullptr, *older = nullptr;
   };
 
   /// What a thread works in: for 64 features and float lanes of 8 about 140 KiB, whatever the
   /// number of queries and keys, and the copies.
   struct Workspace {
     explicit Workspace(const Forward& f)
-        : scorer(f.call_.score.similarity, f.problem_.query_dim, f.problem_.key_dim, widest,
-                 f.copied_at_once_),
-          scratch([&](Layout& layout) {
+        : room(f), scratch([&](Layout& layout) {
             const Index width = f.problem_.value_dim;
-            scorer.lay(layout);
-            output = layout.take<Number>(width * widest);
-            older = layout.take<Number>(
-                f.problem_.keys > f.tile_keys_ * most_tiles ? (width + 2) * widest : 0);
+            room.lay(layout, f);
             scores = layout.take<Number>(f.tile_keys_ * widest);
             pairs = layout.take<Number>(f.tile_keys_ * widest);
             safe_values = layout.take<Number>(f.tile_keys_ * width);
-            keys.data = layout.take<Number>(
-                f.key_rows_.in_place() ? 0 : f.copied_at_once_ * f.problem_.key_dim);
-            values.data =
-                layout.take<Number>(f.value_rows_.in_place() ? 0 : f.copied_at_once_ * width);
+            const Index most =
+                std::max(f.copied_at_once_, f.most_walks_ > 1 ? f.block_keys_ + f.tile_keys_ : 0);
+            keys.data = layout.take<Number>(f.key_rows_.in_place() ? 0 : most * f.problem_.key_dim);
+            values.data = layout.take<Number>(f.value_rows_.in_place() ? 0 : most * width);
           }) {
-      scorer.start();
+      room.scorer.start();
     }
-    Scorer<Number, typename Score::Similarity> scorer;
-    Number *output, *older, *scores, *pairs, *safe_values;
+    Room room;
+    Number *scores, *pairs, *safe_values;
     Copy keys, values;
+    KeyRange copied{0, 0};  // where rows are copied, as many as these at once; none: a tile of them
     Scratch scratch;
   };
 
-  /// Rows first .. first + count-1 of a head, in place or in the copy.
-  Rows<Number> rows(const auto& source, Index batch, Index head, Index first, Index count,
-                    Index width, Copy& copy) const {
-    if (source.in_place() || copied_at_once_ < problem_.keys) {
-      return source.get(batch, head, first, count, copy.data);
+  /// A panel of queries on its way through the keys, and what it has summed up.
+  struct Walk {
+    Walk(const Forward& f, Room& of_its_own, Number* scores, Index batch, Index head,
+         const typename Panels<Number>::Panel& panel)
+        : room(of_its_own),
+          tile{.scores = scores,
+               .lanes = panel.vectors * L::size,
+               .batch = batch,
+               .head = head,
+               .query = panel.first,
+               .queries = std::min(panel.vectors * L::size, f.problem_.queries - panel.first),
+               .key = 0,
+               .keys = 0},
+          mask(f.call_.mask, batch, head, tile.query, tile.queries, tile.lanes, f.problem_.keys) {
+      tile.key = mask.begin();
+      room.scorer.pack(slab(f.call_.query, batch, head), tile.query, tile.queries, tile.lanes);
     }
-    const Index number = batch * problem_.kv_heads + head;
-    if (copy.head != number) {
-      source.get(batch, head, 0, problem_.keys, copy.data);
+    Room& room;
+    PanelScores<Number> tile;  // the next
+    Softmax softmax;
+    PanelMask<Mask, Number> mask;
+    Index tiles = 0;       // in the output
+    bool joined = false;   // whether others are in `older`
+    bool written = false;  // whether the results are
+  };
+
+  /// The rows of a tile, in place or in the copy.
+  Rows<Number> rows(const Workspace& space, const auto& source, Index head,
+                    const PanelScores<Number>& tile, Index width, Copy& copy) const {
+    const KeyRange wanted{tile.key, tile.key + tile.keys};
+    if (source.in_place()) {
+      return source.get(tile.batch, head, wanted.begin, tile.keys, copy.data);
+    }
+    const Index number = tile.batch * problem_.kv_heads + head;
+    if (copy.head != number || wanted.begin < copy.keys.begin || wanted.end > copy.keys.end) {
+      const KeyRange all = space.copied.begin < space.copied.end ? space.copied : wanted;
+      const auto read = source.get(tile.batch, head, all.begin, all.end - all.begin, copy.data);
+      if (read.data != copy.data) return {read[wanted.begin - all.begin], read.stride};
       copy.head = number;
+      copy.keys = all;
     }
-    return {copy.data + first * width, width};
+    return {copy.data + (wanted.begin - copy.keys.begin) * width, width};
   }
 
   EIGEN_DONT_INLINE void attend(Workspace& space, Index batch, Index head,
                                 const typename Panels<Number>::Panel& panel) const {
-    const Index first = panel.first, lanes = panel.vectors * L::size;
-    const Index count = std::min(lanes, problem_.queries - first);
-    const Index kv_head = head / (problem_.heads / problem_.kv_heads);
+    Walk walk(*this, space.room, space.scores, batch, head, panel);
+    space.copied = {0, copied_at_once_ == problem_.keys ? problem_.keys : 0};
+    take_keys(space, walk, problem_.keys);
+    finish(walk);
+  }
 
-    space.scorer.pack(slab(call_.query, batch, head), first, count, lanes);
-    Index tiles = 0;      // in the output
-    bool joined = false;  // whether others are in `older`
-    Softmax softmax;
-    PanelMask<Mask, Number> mask(call_.mask, batch, head, first, count, lanes, problem_.keys);
+  /// `count` panels of a head from number `panel` on.
+  EIGEN_DONT_INLINE void attend_side_by_side(Workspace& space, Index batch, Index head, Index panel,
+                                             Index count) const {
+    std::optional<Room> room[length(walks)];
+    const Scratch scratch([&](Layout& layout) {
+      for (Index n = 0; n < count; ++n) {
+        if (!room[n]) room[n].emplace(*this);
+        room[n]->lay(layout, *this);
+      }
+    });
+    std::optional<Walk> walk[length(walks)];
+    Index begin = problem_.keys, end = 0;
+    for (Index n = 0; n < count; ++n) {
+      room[n]->scorer.start();
+      walk[n].emplace(*this, *room[n], space.scores, batch, head, panels_[panel + n]);
+      begin = std::min(begin, walk[n]->mask.begin());
+      end = std::max(end, walk[n]->mask.end());
+    }
+    for (Index k = begin; k < end; k += block_keys_) {
+      space.copied = {k, std::min(k + block_keys_ + tile_keys_, end)};
+      if (copied_at_once_ == problem_.keys) space.copied = {0, problem_.keys};
+      for (Index n = 0; n < count; ++n) take_keys(space, *walk[n], k + block_keys_);
+    }
+    for (Index n = 0; n < count; ++n) finish(*walk[n]);
+  }
 
-    for (Index k = mask.begin(); k < mask.end(); k += tile_keys_) {
-      const Index keys = std::min(tile_keys_, mask.end() - k);
-      const Coverage coverage = mask.tile(k, keys, space.pairs);
+  /// The tiles of keys that begin before key `end`.
+  EIGEN_DONT_INLINE void take_keys(Workspace& space, Walk& walk, Index end) const {
+    PanelScores<Number>& tile = walk.tile;
+    const Index kv_head = problem_.kv_head(tile.head);
+    Softmax& softmax = walk.softmax;
+    auto& mask = walk.mask;
+    for (; tile.key < std::min(end, mask.end()); tile.key += tile_keys_) {
+      tile.keys = std::min(tile_keys_, mask.end() - tile.key);
+      const Coverage coverage = mask.tile(tile.key, tile.keys, space.pairs);
       if (coverage == Coverage::empty) continue;
 
-      if (tiles == most_tiles) {
-        join_sums(space.older, space.output, softmax.sum, lanes, problem_.value_dim, joined);
-        std::fill(softmax.sum, softmax.sum + lanes, Number(0));
-        joined = true;
-        tiles = 0;
+      if (walk.tiles == most_tiles) {
+        join_sums(walk.room.older, walk.room.output, softmax.sum, tile.lanes, problem_.value_dim,
+                  walk.joined);
+        std::fill(softmax.sum, softmax.sum + tile.lanes, Number(0));
+        walk.joined = true;
+        walk.tiles = 0;
       }
       alignas(64) Number largest[length(widest)];
-      const PanelScores<Number> tile{.scores = space.scores,
-                                     .lanes = lanes,
-                                     .batch = batch,
-                                     .head = head,
-                                     .query = first,
-                                     .queries = count,
-                                     .key = k,
-                                     .keys = keys};
-      const auto key = rows(key_rows_, batch, kv_head, k, keys, problem_.key_dim, space.keys);
-      space.scorer.take_keys(key, batch * problem_.kv_heads + kv_head, k, keys, problem_.keys);
-      with_vectors(panel.vectors, [&]<int Vectors>() {
-        score_tile<Vectors>(space, tile, key, coverage, mask, largest);
-        softmax.template absorb<Vectors>(space.scores, keys, largest, mask.stairs());
+      const auto key = rows(space, key_rows_, kv_head, tile, problem_.key_dim, space.keys);
+      walk.room.scorer.take_keys(key, tile.batch * problem_.kv_heads + kv_head, tile.key, tile.keys,
+                                 problem_.keys);
+      with_vectors(tile.lanes / L::size, [&]<int Vectors>() {
+        score_tile<Vectors>(walk.room.scorer, tile, key, coverage, mask, largest);
+        softmax.template absorb<Vectors>(space.scores, tile.keys, largest, mask.stairs());
       });
       if (call_.dropout.active()) drop(tile);
-      if (tiles == 0 && !joined && k + keys >= mask.end() &&
-          write_rows(space, tile, kv_head, coverage, mask, softmax)) {
-        return;
+      if (walk.tiles == 0 && !walk.joined && tile.key + tile.keys >= mask.end() &&
+          write_rows(space, walk, kv_head, coverage)) {
+        walk.written = true;
+        continue;
       }
-      if (joined) fade_sums(space.older, softmax.correction, lanes);
-      add_values(space, tile, kv_head, coverage, mask, tiles > 0 ? softmax.correction : nullptr);
-      ++tiles;
+      if (walk.joined) fade_sums(walk.room.older, softmax.correction, tile.lanes);
+      add_values(space, walk, kv_head, coverage);
+      ++walk.tiles;
     }
-    if (tiles == 0) std::fill(space.output, space.output + problem_.value_dim * lanes, Number(0));
-    if (joined) {
-      join_sums(space.older, space.output, softmax.sum, lanes, problem_.value_dim, true);
-      const Number* sums = space.older + 2 * lanes;
-      std::copy(sums - lanes, sums, softmax.sum);
-      std::copy(sums, sums + problem_.value_dim * lanes, space.output);
-    }
-    finish(space, softmax, batch, head, first, count, lanes);
   }
 
   /// Scores of a tile, hidden ones -infinity, and the largest of each lane. The largest of keys
   /// that every query sees falls out of the register tiles; only the edges are gone through again.
   template <int Vectors>
-  void score_tile(Workspace& space, const PanelScores<Number>& panel, const Rows<Number>& rows,
-                  Coverage coverage, const auto& mask, Number* largest) const {
+  void score_tile(const PanelScorer& scorer, const PanelScores<Number>& panel,
+                  const Rows<Number>& rows, Coverage coverage, const auto& mask,
+                  Number* largest) const {
     const auto tile = panel.template of_width<Vectors>();
     constexpr Index lanes = Vectors * L::size, step = tile_rows<Vectors>;
     Index clear_begin = 0, clear_end = tile.keys;
@@ -224,7 +322,7 @@ class Forward {
       if (clear_begin >= clear_end) clear_begin = clear_end = 0;
     }
     const auto score = [&](Index first, Index last, Number* most) {
-      if (first < last) space.scorer.template score<Vectors>(rows, first, last, tile.scores, most);
+      if (first < last) scorer.template score<Vectors>(rows, first, last, tile.scores, most);
     };
     alignas(64) Number unused[length(lanes)] = {};
     std::fill(largest, largest + lanes, -std::numeric_limits<Number>::infinity());
@@ -249,7 +347,7 @@ class Forward {
     } else {
       score(clear_begin, clear_end, largest);
       const auto edge = [&]<int From>(Index first, Index last) {
-        space.scorer.template score<Vectors, From>(rows, first, last, tile.scores, unused);
+        scorer.template score<Vectors, From>(rows, first, last, tile.scores, unused);
         transform_scores<From>(tile, first, last, largest, hide);
       };
       if (coverage == Coverage::partial) {
@@ -275,13 +373,14 @@ class Forward {
 
   /// Writes the results of a panel that sees no other tile, with lanes over features: they need not
   /// be turned, and lanes that are no queries cost nothing. False where this does not suit.
-  bool write_rows(Workspace& space, const PanelScores<Number>& tile, Index kv_head,
-                  Coverage coverage, const auto& mask, Softmax& softmax) const {
+  bool write_rows(Workspace& space, Walk& walk, Index kv_head, Coverage coverage) const {
+    const PanelScores<Number>& tile = walk.tile;
+    const auto& mask = walk.mask;
+    Softmax& softmax = walk.softmax;
     const Index width = problem_.value_dim;
     const auto output = slab(call_.output.output, tile.batch, tile.head);
     if (!in_rows || tile.keys > few_keys || width % L::size != 0) return false;
-    const auto read =
-        rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
+    const auto read = rows(space, value_rows_, kv_head, tile, width, space.values);
     const bool finite = coverage != Coverage::partial || edges_finite(read, tile.keys, width, mask);
     const auto values = finite ? read : finite_rows(read, tile.keys, width, space.safe_values);
     alignas(64) Number factor[length(widest)];
@@ -302,9 +401,9 @@ class Forward {
       zero += weighted_rows(weights, tile.lanes, std::min(L::size, tile.queries - first), keys,
                             values, width, output, tile.query + first);
     }
-    write_log_sum_exp(softmax, tile.batch, tile.head, tile.query, tile.queries);
+    write_log_sum_exp(softmax, tile);
     if (!(sum_of_lanes(zero) == 0)) {
-      define(tile.batch, tile.head, tile.query, tile.queries, [&](Index lane) {
+      define(tile, [&](Index lane) {
         Number sum = factor[lane] * 0;
         for (Index c = 0; c < width; ++c) {
           sum += static_cast<Number>(output(tile.query + lane, c)) * 0;
@@ -331,32 +430,35 @@ class Forward {
     return zero;
   }
 
-  void write_log_sum_exp(const Softmax& softmax, Index batch, Index head, Index first,
-                         Index count) const {
+  void write_log_sum_exp(const Softmax& softmax, const PanelScores<Number>& tile) const {
     const auto& log_sum_exp = call_.output.log_sum_exp;
     if (!log_sum_exp.data) return;
     alignas(64) Number row[length(widest)];
-    for (int v = 0; v * L::size < count; ++v) softmax.log_sum_exp(v).store(row + v * L::size);
-    for (Index lane = 0; lane < count; ++lane) log_sum_exp(batch, head, first + lane) = row[lane];
+    for (int v = 0; v * L::size < tile.queries; ++v)
+      softmax.log_sum_exp(v).store(row + v * L::size);
+    for (Index lane = 0; lane < tile.queries; ++lane) {
+      log_sum_exp(tile.batch, tile.head, tile.query + lane) = row[lane];
+    }
   }
 
   /// Adds weights x values to the output. A hidden pair has weight 0, but 0 times NaN or infinity
   /// is NaN: rows of values that are hidden from some query and not finite are taken out of the
   /// product and added to the queries that see them.
-  void add_values(Workspace& space, const PanelScores<Number>& tile, Index kv_head,
-                  Coverage coverage, const auto& mask, const Number* correction) const {
+  void add_values(Workspace& space, const Walk& walk, Index kv_head, Coverage coverage) const {
     const Index width = problem_.value_dim;
-    const auto read =
-        rows(value_rows_, tile.batch, kv_head, tile.key, tile.keys, width, space.values);
+    const PanelScores<Number>& tile = walk.tile;
+    const auto& mask = walk.mask;
+    const Number* const correction = walk.tiles > 0 ? walk.softmax.correction : nullptr;
+    const auto read = rows(space, value_rows_, kv_head, tile, width, space.values);
     const auto add = [&](const Rows<Number>& values) {
       with_vectors(tile.lanes / L::size, [&]<int Vectors>() {
         if constexpr (!HidesNothing<Mask>) {
           if (coverage == Coverage::partial) {
             return add_product<Vectors>(space.scores, values, tile.keys, mask.stairs(), width,
-                                        correction, space.output);
+                                        correction, walk.room.output);
           }
         }
-        add_product<Vectors>(space.scores, values, tile.keys, width, correction, space.output);
+        add_product<Vectors>(space.scores, values, tile.keys, width, correction, walk.room.output);
       });
     };
     if (coverage != Coverage::partial || edges_finite(read, tile.keys, width, mask)) {
@@ -366,33 +468,41 @@ class Forward {
     for_each_sight_not_finite(read, tile.keys, width, tile.lanes, mask, [&](Index j, Index lane) {
       const Number weight = tile.scores[j * tile.lanes + lane];
       for (Index c = 0; c < width; ++c) {
-        space.output[c * tile.lanes + lane] += weight * read[j][c];
+        walk.room.output[c * tile.lanes + lane] += weight * read[j][c];
       }
     });
   }
 
-  EIGEN_DONT_INLINE void finish(Workspace& space, Softmax& softmax, Index batch, Index head,
-                                Index first, Index count, Index lanes) const {
+  EIGEN_DONT_INLINE void finish(Walk& walk) const {
+    if (walk.written) return;
+    const PanelScores<Number>& tile = walk.tile;
+    const Index width = problem_.value_dim, lanes = tile.lanes;
+    if (walk.tiles == 0) std::fill(walk.room.output, walk.room.output + width * lanes, Number(0));
+    const Number* sums = walk.room.output;
+    if (walk.joined) {
+      join_sums(walk.room.older, walk.room.output, walk.softmax.sum, lanes, width, true);
+      sums = walk.room.older + 2 * lanes;
+      std::copy(sums - lanes, sums, walk.softmax.sum);
+    }
     alignas(64) Number factor[length(widest)];
-    L zero = output_factors(softmax, head, lanes, factor);
-    zero += unpack_lanes(space.output, factor, lanes, count, problem_.value_dim,
-                         slab(call_.output.output, batch, head), first);
-    write_log_sum_exp(softmax, batch, head, first, count);
+    L zero = output_factors(walk.softmax, tile.head, lanes, factor);
+    zero += unpack_lanes(sums, factor, lanes, tile.queries, width,
+                         slab(call_.output.output, tile.batch, tile.head), tile.query);
+    write_log_sum_exp(walk.softmax, tile);
     if (!(sum_of_lanes(zero) == 0)) {
-      define(batch, head, first, count, [&](Index lane) {
+      define(tile, [&](Index lane) {
         Number sum = factor[lane] * 0;
-        for (Index c = 0; c < problem_.value_dim; ++c) sum += space.output[c * lanes + lane] * 0;
+        for (Index c = 0; c < width; ++c) sum += sums[c * lanes + lane] * 0;
         return sum;
       });
     }
   }
 
   /// Those queries of a panel once more, by the definition, for which zero(lane) is NaN.
-  EIGEN_DONT_INLINE void define(Index batch, Index head, Index first, Index count,
-                                const auto& zero) const {
+  EIGEN_DONT_INLINE void define(const PanelScores<Number>& tile, const auto& zero) const {
     ReferenceRow<Call> row(call_);
-    for (Index lane = 0; lane < count; ++lane) {
-      if (!(zero(lane) == 0)) row.attend(batch, head, first + lane);
+    for (Index lane = 0; lane < tile.queries; ++lane) {
+      if (!(zero(lane) == 0)) row.attend(tile.batch, tile.head, tile.query + lane);
     }
   }
 
@@ -401,7 +511,7 @@ class Forward {
   Panels<Number> panels_;
   SourceRows<Number, typename Call::Keys> key_rows_;
   SourceRows<Number, typename Call::Values> value_rows_;
-  Index tile_keys_, copied_at_once_;
+  Index tile_keys_, block_keys_, most_walks_, copied_at_once_;
 };
 
 }  // namespace heed::detail

@@ -29,6 +29,10 @@ struct Problem {
   /// Batch entries that it is about: first_entry() .. first_entry() + entries()-1.
   Index first_entry() const { return sequence < 0 ? 0 : sequence; }
   Index entries() const { return sequence < 0 ? batch : 1; }
+  /// The head of keys that a head of queries reads.
+  Index kv_head(Index head) const {
+    return heads == kv_heads ? head : head / (heads / kv_heads);  // a division takes some 15 cycles
+  }
   /// Whether `extent` numbers serve `positions` queries or keys.
   bool serves(Index extent, Index positions) const {
     return extent == positions || (ragged && extent > positions);

@@ -36,7 +36,7 @@ class ReferenceRow {
   void for_each_score(Index b, Index h, Index i, const auto& body) {
     const Problem& problem = call_.problem;
     const auto& score = call_.definition;
-    const Index kv = h / (problem.heads / problem.kv_heads);
+    const Index kv = problem.kv_head(h);
     prepare_query(
         score.similarity, problem,
         [&](Index c) { return static_cast<Number>(call_.query(b, h, i, c)); }, query_);
@@ -60,7 +60,7 @@ class ReferenceRow {
   void attend(Index b, Index h, Index i) {
     using std::exp, std::log;
     const Problem& problem = call_.problem;
-    const Index kv = h / (problem.heads / problem.kv_heads);
+    const Index kv = problem.kv_head(h);
     Number largest = -infinity;
     Index count = 0;  // of keys that are seen
     for_each_score(b, h, i, [&](Index j, const Number& entry) {
