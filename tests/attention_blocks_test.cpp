@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <vector>
 #include <Eigen/Core>
 
@@ -98,6 +99,11 @@ TEST(Blocks, UnderPackedDocuments) {
   // A document comes back: its keys are several ranges.
   const auto mask = segments(ids(queries, 31), ids(keys, 90));
   expect_bits_of_one_walk<float>({}, queries, keys, scaled_dot_product(), mask);
+  // Later queries see earlier keys.
+  auto backwards = ids(queries, 64);
+  std::reverse(backwards.begin(), backwards.end());
+  expect_bits_of_one_walk<float>({}, queries, keys, scaled_dot_product(),
+                                 segments(backwards, ids(keys, 180)));
 }
 
 // Copies of keys and values hold a block and a tile, or a whole head.
@@ -110,10 +116,15 @@ TEST(Blocks, OfRowsThatAreCopied) {
   }
   expect_bits_of_one_walk<Eigen::bfloat16>({}, 7 * panel_lanes, 6000, scaled_dot_product(),
                                            causal());
+  // Tiles of a panel begin with its window, and reach beyond the ends of blocks.
+  expect_bits_of_one_walk<Eigen::bfloat16>({}, 4 * panel_lanes, 6000, scaled_dot_product(),
+                                           sliding_window(1000, 30));
   // Three panels take the only block that they see, the fourth copies tiles of it over that copy,
   // and the next head has the same keys.
   const std::vector<int> lengths = {200};
   expect_bits_of_one_walk<Eigen::bfloat16>({.heads = 2}, 4 * panel_lanes, 6000,
+                                           scaled_dot_product(), valid_lens(lengths));
+  expect_bits_of_one_walk<Eigen::bfloat16>({.heads = 2, .key_heads = 2}, 3 * panel_lanes, 6000,
                                            scaled_dot_product(), valid_lens(lengths));
 }
 
