@@ -184,8 +184,8 @@ TEST(Panels, EvenOnesCoverTheColumns) {
 }
 
 TEST(Pack, LanesThereAndBack) {
-  for (const Index count : {Index(1), n - 1, n, n + 1, 3 * n}) {
-    for (const Index columns : {Index(1), n, n + 3}) {
+  for (const Index count : {Index(1), n / 2, n - 1, n, n + 1, 3 * n}) {
+    for (const Index columns : {Index(1), n / 2, n, n + 3, 2 * n - 1}) {
       for (const bool turned : {false, true}) {
         const auto x = numbers((count + 2) * columns);
         const Slab<const float> slab{x.data(), turned ? 1 : columns, turned ? count + 2 : 1};

@@ -36,6 +36,31 @@ EIGEN_ALWAYS_INLINE void transpose_square(const Stored* from, Index from_stride,
     for (Index c = 0; c < n; ++c) Eigen::internal::pstoreu(to + c * to_stride, block.packet[c]);
   }
 }
+
+/// The packet of half the lanes, where there are 8 or more.
+template <class Scalar>
+using HalfPacket = typename Eigen::internal::unpacket_traits<typename Lanes<Scalar>::Packet>::half;
+template <class Scalar, class Stored = Scalar>
+inline constexpr bool has_halves = std::is_same_v<Scalar, Stored> && Lanes<Scalar>::size >= 8;
+
+/// transpose_square of half as many rows and columns: what remains of a width such as 8 or 72.
+template <class Scalar>
+EIGEN_ALWAYS_INLINE void transpose_half(const Scalar* from, Index from_stride, Scalar* to,
+                                        Index to_stride,
+                                        std::type_identity_t<HalfPacket<Scalar>> factor,
+                                        Index rows = Lanes<Scalar>::size / 2) {
+  using Packet = HalfPacket<Scalar>;
+  constexpr Index n = Lanes<Scalar>::size / 2;
+  Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
+#pragma GCC unroll 8
+  for (Index r = 0; r < n; ++r) {
+    const auto row = Eigen::internal::ploadu<Packet>(from + std::min(r, rows - 1) * from_stride);
+    block.packet[r] = Eigen::internal::pmul(row, factor);
+  }
+  Eigen::internal::ptranspose(block);
+#pragma GCC unroll 8
+  for (Index c = 0; c < n; ++c) Eigen::internal::pstoreu(to + c * to_stride, block.packet[c]);
+}
 #pragma GCC diagnostic pop
 
 /// Lays `count` rows of x side by side, panel[column][lane] = x(first + lane, column): the lanes of
@@ -63,6 +88,16 @@ EIGEN_DONT_INLINE void pack_lanes(const Slab<const Scalar>& x, Index first, Inde
       for (; column + n <= columns; column += n) {
         transpose_square(x.at(first + lane, column), x.row_stride, panel + column * lanes + lane,
                          lanes, factor, count - lane);
+      }
+    }
+    if constexpr (has_halves<Accumulator, Scalar>) {
+      const auto each = Eigen::internal::pset1<HalfPacket<Accumulator>>(factor);
+      for (; x.column_stride == 1 && lane < count && column + n / 2 <= columns; column += n / 2) {
+        for (Index l = lane; l < lane + n; l += n / 2) {
+          const Index row = std::min(l, count - 1);
+          transpose_half(x.at(first + row, column), x.row_stride, panel + column * lanes + l, lanes,
+                         each, count - row);
+        }
       }
     }
     for (; column < columns; ++column) {
@@ -103,6 +138,19 @@ Lanes<Accumulator> unpack_lanes(const Accumulator* panel, const Accumulator* fac
       transpose_square(from, lanes, square, n, scale);
       for (Index r = 0; r < rows; ++r) {
         store_narrowed(L::load(square + r * n), to + r * x.row_stride);
+      }
+    }
+    if constexpr (has_halves<Accumulator, Scalar>) {
+      constexpr Index half = n / 2;
+      const bool whole = x.column_stride == 1 && rows % half == 0;
+      for (; whole && column + half <= columns; column += half) {
+        const Accumulator* from = panel + column * lanes + lane;
+#pragma GCC unroll 8
+        for (Index c = 0; c < half; ++c) look(from + c * lanes, zero[c % 4]);
+        for (Index l = 0; l < rows; l += half) {
+          transpose_half(from + l, lanes, x.at(first + lane + l, column), x.row_stride,
+                         Eigen::internal::ploadu<HalfPacket<Accumulator>>(factor + lane + l));
+        }
       }
     }
     for (; column < columns; ++column) {
