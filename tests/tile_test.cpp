@@ -19,29 +19,37 @@ Problem problem_of(Index queries, Index keys, Index dim) {
   return {"test", 1, 2, 2, queries, keys, dim, dim, dim, 4};
 }
 
+/// Tiles of up to 24 of the keys, in the order of where they begin.
 template <class Mask>
-void expect_pairs(const Mask& mask) {
-  const Index queries = lanes + 5, keys = 60, length = 24;
+void expect_pairs(const Mask& mask, const std::vector<Index>& begins = {0, 24, 48, 24, 0},
+                  Index keys = 60) {
+  const Index queries = lanes + 5, length = 24;
   const auto bound = bind_mask(mask, problem_of(queries, keys, 4));
   std::vector<float> pairs(static_cast<std::size_t>(length * Panels<float>::widest * L::size));
   for (const Index first : {Index(0), Index(5)}) {
     const Index count = std::min(lanes, queries - first);
     PanelMask<std::remove_const_t<decltype(bound)>, float> panel(bound, 0, 1, first, count, lanes,
                                                                  keys);
-    for (Index k = 0; k < keys; k += length) {
+    for (const Index k : begins) {
       const Index tile = std::min(length, keys - k);
       const Coverage coverage = panel.tile(k, tile, pairs.data());
       Index seen = 0;
       for (Index j = 0; j < tile; ++j) {
         const bool clear = panel.clear_begin() <= j && j < panel.clear_end();
         for (Index lane = 0; lane < count; ++lane) {
+          const int vector = static_cast<int>(lane / L::size);
           const bool allowed = bound.allows(0, 1, first + lane, k + j);
           seen += allowed;
           if (coverage == Coverage::partial) {
+            float visible[static_cast<std::size_t>(L::size)];
+            select(panel.visible(j, vector), L(1), L(0)).store(visible);
             EXPECT_EQ(clear || panel.visible_to(j, lane), allowed) << k + j << ' ' << first + lane;
+            EXPECT_LE(panel.stair(vector), tile);
+            EXPECT_EQ(clear || visible[lane % L::size] == 1, allowed) << k + j << ' ' << lane;
           }
           if (allowed) {
             EXPECT_TRUE(panel.begin() <= k + j && k + j < panel.end());
+            EXPECT_TRUE(coverage == Coverage::full || j < panel.stair(vector)) << k + j;
           }
         }
       }
@@ -59,6 +67,18 @@ TEST(PanelMask, AnswersAsThePairsDo) {
   expect_pairs(prefix(7) || causal(Align::top_left));
   expect_pairs(!sliding_window(10, 0));
   expect_pairs(mask_if([](Index, Index h, Index i, Index j) { return (i + 2 * j + h) % 3 == 0; }));
+}
+
+// Positions that a float does not tell from their neighbours.
+TEST(PanelMask, FarFromTheFirstKey) {
+  const Index keys = Index(1) << 34, middle = Index(1) << 33, queries = lanes + 5;
+  const std::vector<Index> begins = {0,        middle - 12 - queries, middle - 12,
+                                     middle,   keys - queries - 12,   keys - 24,
+                                     keys - 3, middle - 12,           0};
+  expect_pairs(causal(), begins, keys);
+  expect_pairs(sliding_window(middle, 8), begins, keys);
+  expect_pairs(sliding_window(3, middle, Align::top_left), begins, keys);
+  expect_pairs(sliding_window(3, 8), begins, keys);
 }
 
 TEST(ScoreTile, ModifiersAsOnPairs) {

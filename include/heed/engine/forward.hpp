@@ -381,28 +381,33 @@ class Forward {
     const auto output = slab(call_.output.output, tile.batch, tile.head);
     if (!in_rows || tile.keys > few_keys || width % L::size != 0) return false;
     const auto read = rows(space, value_rows_, kv_head, tile, width, space.values);
-    const bool finite = coverage != Coverage::partial || edges_finite(read, tile.keys, width, mask);
-    const auto values = finite ? read : finite_rows(read, tile.keys, width, space.safe_values);
     alignas(64) Number factor[length(widest)];
-    L zero = output_factors(softmax, tile.head, tile.lanes, factor);
-    // Who sees a row that is not finite is computed again by the definition.
-    if (!finite) {
+    const L factors_zero = output_factors(softmax, tile.head, tile.lanes, factor);
+    const auto product = [&](const Rows<Number>& values, bool scale) {
+      L zero = factors_zero;
+      for (Index first = 0; first < tile.lanes; first += L::size) {
+        const L each = L::load(factor + first);
+        const Index keys = mask.stair(static_cast<int>(first / L::size));
+        Number* const weights = tile.scores + first;
+        for (Index j = 0; scale && j < keys; ++j) {
+          (L::load(weights + j * tile.lanes) * each).store(weights + j * tile.lanes);
+        }
+        zero += weighted_rows(weights, tile.lanes, std::min(L::size, tile.queries - first), keys,
+                              values, width, output, tile.query + first);
+      }
+      return sum_of_lanes(zero) == 0;
+    };
+    bool finite = product(read, true);
+    if (!finite && coverage == Coverage::partial && !edges_finite(read, tile.keys, width, mask)) {
+      finite = product(finite_rows(read, tile.keys, width, space.safe_values), false);
+      // Who sees a row that is not finite is computed again by the definition.
       for_each_sight_not_finite(read, tile.keys, width, tile.lanes, mask, [&](Index, Index lane) {
         factor[lane] = std::numeric_limits<Number>::quiet_NaN();
+        finite = false;
       });
     }
-    for (Index first = 0; first < tile.lanes; first += L::size) {
-      const L each = L::load(factor + first);
-      const Index keys = mask.stair(static_cast<int>(first / L::size));
-      Number* const weights = tile.scores + first;
-      for (Index j = 0; j < keys; ++j) {
-        (L::load(weights + j * tile.lanes) * each).store(weights + j * tile.lanes);
-      }
-      zero += weighted_rows(weights, tile.lanes, std::min(L::size, tile.queries - first), keys,
-                            values, width, output, tile.query + first);
-    }
     write_log_sum_exp(softmax, tile);
-    if (!(sum_of_lanes(zero) == 0)) {
+    if (!finite) {
       define(tile, [&](Index lane) {
         Number sum = factor[lane] * 0;
         for (Index c = 0; c < width; ++c) {

@@ -73,24 +73,29 @@ Rows<Accumulator> rows_of(const Slab<const Scalar>& x, Index first, Index count,
   return {buffer, width};
 }
 
-/// Whether a row holds no NaN and no infinity, which times 0 are NaN.
-template <Laned Scalar>
-bool all_finite(const Scalar* row, Index width) {
-  using L = Lanes<Scalar>;
-  L zero(0);
-  Index c = 0;
-  for (; c + L::size <= width; c += L::size) zero = fma(L::load(row + c), L(0), zero);
-  Scalar sum = sum_of_lanes(zero);
-  for (; c < width; ++c) sum += row[c] * 0;
-  return sum == 0;
-}
-
-/// Whether all of `count` rows are so.
+/// Whether `count` rows hold no NaN and no infinity, which times 0 are NaN.
 template <Laned Scalar>
 bool all_finite(const Rows<Scalar>& rows, Index count, Index width) {
-  Index row = 0;
-  while (row < count && all_finite(rows[row], width)) ++row;
-  return row == count;
+  using L = Lanes<Scalar>;
+  L zero[4] = {0, 0, 0, 0};
+  Scalar rest = 0;
+  for (Index row = 0; row < count; ++row) {
+    const Scalar* const numbers = rows[row];
+    Index c = 0;
+    for (; c + 4 * L::size <= width; c += 4 * L::size) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        zero[v] = fma(L::load(numbers + c + v * L::size), L(0), zero[v]);
+      }
+    }
+    for (; c + L::size <= width; c += L::size) zero[0] = fma(L::load(numbers + c), L(0), zero[0]);
+    for (; c < width; ++c) rest += numbers[c] * 0;
+  }
+  return sum_of_lanes((zero[0] + zero[1]) + (zero[2] + zero[3])) + rest == 0;
+}
+template <Laned Scalar>
+bool all_finite(const Scalar* row, Index width) {
+  return all_finite(Rows<Scalar>{row, width}, 1, width);
 }
 
 /// sum over c of a(row, c) b(row, c).

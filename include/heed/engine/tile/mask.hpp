@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <new>
 #include <type_traits>
 
 #include "heed/kernel/panels.hpp"
@@ -30,25 +31,24 @@ class PanelMask {
   PanelMask(const BoundMask& mask, Index batch, Index head, Index first, Index count, Index used,
             Index keys)
       : mask_(mask), batch_(batch), head_(head), first_(first), last_(count - 1), used_(used) {
-    begin_ = keys;
-    end_ = 0;
-    clear_ = {0, keys};
-    for (Index lane = 0; lane < used_; ++lane) {
-      Set& row = rows_[lane];
-      row = lane < count ? mask.row(batch, head, first + lane) : rows_[last_];
-      exact_ = exact_ && row.exact;
-      if (row.count == 0) {
-        clear_ = {0, 0};
-        continue;
-      }
-      begin_ = std::min(begin_, row[0].begin);
-      end_ = std::max(end_, row[row.count - 1].end);
-      if (row.count == 1 && row.exact) {
-        clear_ = {std::max(clear_.begin, row[0].begin), std::min(clear_.end, row[0].end)};
-      } else {
-        clear_ = {0, 0};
-      }
+    Index begin = keys, end = 0;
+    KeyRange clear{0, keys};
+    bool exact = true;
+    for (Index lane = 0; lane < count; ++lane) {
+      const Set& row = *new (rows_ + lane) Set(mask.row(batch, head, first + lane));
+      exact = exact && row.exact;
+      KeyRange seen{keys, 0}, by_all{0, 0};
+      if (row.count > 0) seen = {row[0].begin, row[row.count - 1].end};
+      if (row.count == 1 && row.exact) by_all = seen;
+      begin = std::min(begin, seen.begin);
+      end = std::max(end, seen.end);
+      clear = {std::max(clear.begin, by_all.begin), std::min(clear.end, by_all.end)};
     }
+    begin_ = begin;
+    end_ = end;
+    clear_ = clear;
+    exact_ = exact;
+    if (in_ranges()) place(begin);
   }
 
   /// No query sees a key outside begin() .. end()-1.
@@ -63,18 +63,15 @@ class PanelMask {
     clear_begin_ = std::clamp<Index>(clear_.begin - first, 0, count);
     clear_end_ = std::clamp<Index>(clear_.end - first, clear_begin_, count);
     if (clear_end_ - clear_begin_ == count) return Coverage::full;
-    if (Set::capacity == 1 && exact_) {
+    if (in_ranges()) {
+      if (first < origin_ || first + count - origin_ > reach) place(first);
+      key_ = first - origin_;
+      const L end(static_cast<Scalar>(key_ + count));
       Index stair = 0;
       for (Index vector = 0; vector * L::size < used_; ++vector) {
-        for (Index lane = vector * L::size; lane < (vector + 1) * L::size; ++lane) {
-          const KeyRange range = rows_[lane].count ? rows_[lane][0] : KeyRange{0, 0};
-          const Index from = std::clamp<Index>(range.begin - first, 0, count);
-          const Index to = std::clamp<Index>(range.end - first, from, count);
-          from_[lane] = static_cast<Scalar>(from);
-          to_[lane] = static_cast<Scalar>(to);
-          stair = std::max(stair, from < to ? to : 0);
-        }
-        ends_[vector] = stair;
+        const L from = L::load(from_ + vector * L::size), to = L::load(to_ + vector * L::size);
+        const auto last = static_cast<Index>(largest_lane(select(from < end, to, L(0))));
+        ends_[vector] = stair = std::max(stair, std::min(last - key_, count));
       }
       return stair > 0 ? Coverage::partial : Coverage::empty;
     }
@@ -94,16 +91,31 @@ class PanelMask {
   /// Which lanes of vector v see key j of the tile.
   EIGEN_ALWAYS_INLINE LaneMask<Scalar> visible(Index j, int v) const {
     if (pairs_) return L::load(pairs_ + j * lanes + v * L::size) > L(0);
-    const L key(static_cast<Scalar>(j));
+    const L key(static_cast<Scalar>(key_ + j));
     return (L::load(from_ + v * L::size) <= key) & (key < L::load(to_ + v * L::size));
   }
   bool visible_to(Index j, Index lane) const {
     if (pairs_) return pairs_[j * lanes + lane] > 0;
-    const auto key = static_cast<Scalar>(j);
+    const auto key = static_cast<Scalar>(key_ + j);
     return from_[lane] <= key && key < to_[lane];
   }
 
  private:
+  /// Each query sees one range of keys, and all of it.
+  bool in_ranges() const { return Set::capacity == 1 && exact_; }
+
+  /// Lays out the ranges as they are from key `origin` on. Whole numbers beyond 2^24 are rounded,
+  /// and stay on their side of a tile that is nearer.
+  void place(Index origin) {
+    origin_ = origin;
+    for (Index lane = 0; lane < used_; ++lane) {
+      const Set& row = rows_[std::min(lane, last_)];
+      from_[lane] = row.count > 0 ? static_cast<Scalar>(row[0].begin - origin) : 0;
+      to_[lane] = row.count > 0 ? static_cast<Scalar>(row[0].end - origin) : 0;
+    }
+  }
+  static constexpr Index reach = Index(1) << 23;
+
   EIGEN_DONT_INLINE Coverage ask(Index first, Index count, Scalar* pairs) {
     std::fill(pairs, pairs + count * lanes, Scalar(0));
     Index seen = 0;
@@ -131,14 +143,19 @@ class PanelMask {
 
   const BoundMask& mask_;
   Index batch_, head_, first_, last_, used_;
-  Set rows_[length(lanes)];
-  bool exact_ = true;
+  // Made in place: a copy would wait until what has been written number by number can be read as
+  // vectors.
+  union {
+    Set rows_[length(lanes)];
+  };
+  bool exact_;
   Index begin_, end_;
   KeyRange clear_;  // seen by every query, where each has one exact range
 
   Index clear_begin_ = 0, clear_end_ = 0;
   Index ends_[length(vectors)];  // keys from there on are seen by later vectors alone
   const Scalar* pairs_ = nullptr;
+  Index origin_ = 0, key_ = 0;  // the ranges count from there on, and the tile begins at
   alignas(64) Scalar from_[length(lanes)];
   alignas(64) Scalar to_[length(lanes)];
 };
