@@ -270,20 +270,24 @@ TEST(OuterProduct, SumsOverQueriesPanelByPanel) {
   // Rows that a panel is not concerned with are 0 in it.
   std::fill(pairs.begin() + of[1].first * rows + 4 * of[1].lanes,
             pairs.begin() + of[1].first * rows + rows * of[1].lanes, 0.F);
-  for (const bool fresh : {true, false}) {
-    std::vector<float> sums(at(rows * columns), 5);
-    add_outer(of.data(), panels, pairs.data(), rows, rows, features.data(), queries, columns,
-              sums.data(), rows, 0, fresh);
-    for (Index j = 0; j < rows; ++j) {
-      for (Index c = 0; c < columns; ++c) {
-        float sum = fresh ? 0 : 5;
-        for (const QueryPanel& panel : of) {
-          for (Index i = 0; i < panel.count; ++i) {
-            sum += pairs[at(panel.first * rows + j * panel.lanes + i)] *
-                   features[at((panel.first + i) * columns + c)];
+  // Rows that follow one another, and rows of a wider tensor.
+  for (const Index stride : {Index(0), columns + 3}) {
+    for (const bool fresh : {true, false}) {
+      const Index apart = stride == 0 ? columns : stride;
+      std::vector<float> sums(at(rows * apart), 5);
+      add_outer(of.data(), panels, pairs.data(), rows, rows, features.data(), queries, columns,
+                FeatureRows<float>{sums.data(), stride == 0 ? rows : 1, stride}, 0, fresh);
+      for (Index j = 0; j < rows; ++j) {
+        for (Index c = 0; c < apart; ++c) {
+          float sum = fresh && c < columns ? 0 : 5;
+          for (const QueryPanel& panel : of) {
+            for (Index i = 0; i < panel.count && c < columns; ++i) {
+              sum += pairs[at(panel.first * rows + j * panel.lanes + i)] *
+                     features[at((panel.first + i) * columns + c)];
+            }
           }
+          EXPECT_EQ(sums[at(j * apart + c)], sum) << j << ' ' << c;
         }
-        EXPECT_EQ(sums[at(j * columns + c)], sum) << j << ' ' << c;
       }
     }
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "heed/kernel/pack.hpp"
 #include "heed/kernel/panels.hpp"
 #include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/rows.hpp"
@@ -18,20 +19,21 @@ struct QueryPanel {
 
 /// sums[row][c] += sum over queries i of pairs[row][i] * features[i][c], for the columns of one
 /// panel of features, or = where the sums are fresh. `pairs` holds each panel of queries as
-/// [row][lane], `capacity` rows of them.
+/// [row][lane], `capacity` rows of them; rows of sums are sum_stride apart.
 template <int Vectors, class Accumulator>
 EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
                                  const Accumulator* pairs, Index capacity, Index rows,
-                                 const Accumulator* features, Accumulator* sums, bool fresh) {
+                                 const Accumulator* features, Accumulator* sums, Index sum_stride,
+                                 bool fresh) {
   using L = Lanes<Accumulator>;
   constexpr Index width = Vectors * L::size;
   // A chain of additions has a rounding error that grows with its length: one of 48 queries, and
   // one of these.
   constexpr Index run = std::max<Index>(1, 48 / (Panels<Accumulator>::widest * L::size));
   for_each_tile<tile_rows<Vectors>>(rows, [&]<int Rows>(Index j) __attribute__((always_inline)) {
-    Accumulator* to = sums + j * width;
+    Accumulator* to = sums + j * sum_stride;
     // The next sums, which the products of the next rows would wait for.
-    fetch(to + Rows * width, Rows * width);
+    for (int r = Rows; r < 2 * Rows; ++r) fetch(to + r * sum_stride, width);
     for (Index first = 0; first < panel_count; first += run) {
       L sum[length(Rows)][length(Vectors)];
 #pragma GCC unroll 16
@@ -67,7 +69,7 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
       for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 16
         for (int v = 0; v < Vectors; ++v) {
-          Accumulator* at = to + r * width + v * L::size;
+          Accumulator* at = to + r * sum_stride + v * L::size;
           (write ? sum[r][v] : sum[r][v] + L::load(at)).store(at);
         }
       }
@@ -79,15 +81,16 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
 template <class Accumulator>
 void add_outer(const QueryPanel* query_panels, Index panel_count, const Accumulator* pairs,
                Index capacity, Index rows, const Accumulator* features, Index queries,
-               Index columns, Accumulator* sums, Index sum_capacity, Index first_row, bool fresh) {
+               Index columns, const FeatureRows<Accumulator>& sums, Index first_row, bool fresh) {
   using L = Lanes<Accumulator>;
   const Panels<Accumulator> panels(columns);
   for (Index p = 0; p < panels.count; ++p) {
     const auto panel = panels[p];
+    const Index width = panel.vectors * L::size;
     with_vectors(panel.vectors, [&]<int Vectors>() {
       add_outer<Vectors>(query_panels, panel_count, pairs, capacity, rows,
-                         features + panel.first * queries,
-                         sums + panel.first * sum_capacity + first_row * Vectors * L::size, fresh);
+                         features + panel.first * queries, sums.at(first_row, panel.first, width),
+                         sums.stride(width), fresh);
     });
   }
 }

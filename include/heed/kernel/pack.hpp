@@ -226,15 +226,31 @@ void unpack_features(const Accumulator* from, Index parts, Index distance, Index
   }
 }
 
-/// Rows first .. first + count-1 of such a layout become 0.
+/// Rows of features in panels, as above or in rows of a tensor: panel p begins at
+/// data + first * panel_stride, and its rows are row_stride apart, or, where that is 0, follow one
+/// another.
+template <class Scalar>
+struct FeatureRows {
+  Scalar* data;
+  Index panel_stride, row_stride;
+
+  Index stride(Index panel_width) const { return row_stride == 0 ? panel_width : row_stride; }
+  Scalar* at(Index row, Index panel_first, Index panel_width) const {
+    return data + panel_first * panel_stride + row * stride(panel_width);
+  }
+};
+
+/// Rows first .. first + count-1 become 0.
 template <class PanelsOf, class Accumulator>
-void clear_features(Accumulator* features, Index capacity, Index columns, Index first,
+void clear_features(const FeatureRows<Accumulator>& features, Index columns, Index first,
                     Index count) {
   const PanelsOf panels(columns);
   for (Index p = 0; p < panels.count; ++p) {
-    const Index width = panels[p].vectors * Lanes<Accumulator>::size;
-    Accumulator* from = features + panels[p].first * capacity + first * width;
-    std::fill(from, from + count * width, Accumulator(0));
+    const auto panel = panels[p];
+    const Index width = panel.vectors * Lanes<Accumulator>::size;
+    for (Index row = first; row < first + count; ++row) {
+      std::fill_n(features.at(row, panel.first, width), width, Accumulator(0));
+    }
   }
 }
 
@@ -247,6 +263,13 @@ Index feature_offset(Index columns, Index capacity, Index row, Index column) {
   const auto panel = panels[p];
   return panel.first * capacity + row * panel.vectors * Lanes<Accumulator>::size + column -
          panel.first;
+}
+
+/// The number at (row, column).
+template <class PanelsOf, class Accumulator>
+Accumulator& feature(const FeatureRows<Accumulator>& rows, Index columns, Index row, Index column) {
+  if (rows.row_stride != 0) return rows.data[row * rows.row_stride + column];
+  return rows.data[feature_offset<PanelsOf, Accumulator>(columns, rows.panel_stride, row, column)];
 }
 
 }  // namespace heed::detail

@@ -233,7 +233,7 @@ struct QueryBlock {
     if constexpr (has_matrix && trained<Similarity>) {
       pack_rows();
       add_outer(panels, panel_count, raw_query, p.query_dim, p.query_dim, query, lanes, p.key_dim,
-                parameters, p.query_dim, 0, false);
+                FeatureRows<Number>{parameters, p.query_dim, 0}, 0, false);
     }
   }
 

@@ -100,6 +100,8 @@ class Backward {
     chunks_ = shared_.query ? 1
                             : std::clamp<Index>(static_cast<Index>(pieces), 1,
                                                 std::max<Index>(1, 8 / std::max<Index>(1, heads)));
+    key_in_place_ = product && adds_in_place(call.output.key);
+    value_in_place_ = adds_in_place(call.output.value);
   }
 
   void run(Eigen::ThreadPoolInterface* pool) const {
@@ -142,12 +144,18 @@ class Backward {
     Workspace space(*this);
     for (Index piece = first; piece < last; ++piece) {
       const auto [batch, kv_head] = place(piece / chunks_);
-      space.d_key = chunks_ > 1 ? partials + (piece - first_head * chunks_) * key_value_numbers()
-                                : space.sums;
-      space.d_value = space.d_key + p_.keys * key_width_;
+      Number* const sums = chunks_ > 1
+                               ? partials + (piece - first_head * chunks_) * key_value_numbers()
+                               : space.sums;
+      space.d_key = {sums, p_.keys, 0};
+      space.d_value = {sums + p_.keys * key_width_, p_.keys, 0};
+      if constexpr (product) {
+        if (key_in_place_) space.d_key = rows_in_place(call_.output.key, batch, kv_head);
+      }
+      if (value_in_place_) space.d_value = rows_in_place(call_.output.value, batch, kv_head);
       space.parameters = parameters + piece * parameters_.count();
       attend_back(space, batch, kv_head, piece % chunks_);
-      if (chunks_ == 1) write_keys(space.d_key, batch, kv_head, 0, p_.keys);
+      if (chunks_ == 1) write_keys(sums, batch, kv_head, 0, p_.keys);
     }
   }
 
@@ -185,6 +193,32 @@ class Backward {
   static constexpr Index run_keys = 64;
   Index runs_of_head() const { return (p_.keys + run_keys - 1) / run_keys; }
 
+  /// Whether the sums of a head's gradients are added up in the result itself: where its rows are
+  /// whole vectors and follow one another (those that lie apart meet in few sets of the caches),
+  /// and take little of the second-level cache, in which a buffer that all heads share stays.
+  template <class Element>
+  bool adds_in_place(const View<Element, 4>& result) const {
+    return std::is_same_v<Element, Number> && chunks_ == 1 && result.strides[3] == 1 &&
+           result.strides[2] == result.shape[3] && result.shape[3] % L::size == 0 &&
+           key_value_numbers() * static_cast<Index>(sizeof(Number)) <=
+               static_cast<Index>(Eigen::l2CacheSize()) / 8;
+  }
+  template <class Element>
+  FeatureRows<Number> rows_in_place(const View<Element, 4>& result, Index batch, Index head) const {
+    if constexpr (std::is_same_v<Element, Number>) {
+      Number* const data = slab(result, batch, head).data;
+      // New pages are asked for all at once: a fault amid the products costs them what they have
+      // in the first-level cache.
+      const Index numbers = p_.keys * result.shape[3];
+      for (Index at = 0; at < numbers; at += 4096 / static_cast<Index>(sizeof(Number))) {
+        static_cast<volatile Number*>(data)[at] = 0;
+      }
+      return {data, 1, result.strides[2]};
+    } else {
+      return {};
+    }
+  }
+
   /// Numbers of a key head's two gradients, with lanes over features.
   Index key_value_numbers() const { return p_.keys * (key_width_ + value_width_); }
 
@@ -207,7 +241,8 @@ class Backward {
             key_exp = layout.take<Number>(Block::tanh ? b.key_width_ * keys : 0);
             parameter = layout.take<Number>(product ? 0 : b.key_width_);
             unused_parameter = layout.take<Number>(product ? 0 : b.key_width_);
-            sums = layout.take<Number>(b.chunks_ > 1 ? 0 : b.key_value_numbers());
+            const bool sums_wanted = b.chunks_ == 1 && !(b.key_in_place_ && b.value_in_place_);
+            sums = layout.take<Number>(sums_wanted ? b.key_value_numbers() : 0);
           }) {
       block.start();
       if constexpr (!product) {
@@ -223,8 +258,9 @@ class Backward {
     Tile tile;
     Number *weights, *d_scores, *mask_pairs;  // of a block and a tile
     Number *key_copy, *value_copy, *key, *key_exp, *parameter, *unused_parameter, *sums;
-    Number *d_key, *d_value, *parameters;  // of the piece of work
-    bool fresh = false;                    // whether nothing has been added to d_key yet
+    FeatureRows<Number> d_key{}, d_value{};  // of the piece of work
+    Number* parameters = nullptr;
+    bool fresh = false;  // whether nothing has been added to d_key yet
     Scratch scratch;
   };
 
@@ -247,8 +283,8 @@ class Backward {
 
   /// Sums of keys that the first block adds nothing to.
   void clear_sums(Workspace& space, Index first, Index count) const {
-    clear_features<KeyPanels>(space.d_key, p_.keys, p_.key_dim, first, count);
-    clear_features<ValuePanels>(space.d_value, p_.keys, p_.value_dim, first, count);
+    clear_features<KeyPanels>(space.d_key, p_.key_dim, first, count);
+    clear_features<ValuePanels>(space.d_value, p_.value_dim, first, count);
   }
 
   void block_back(Workspace& space, Index batch, Index head, Index kv_head, Index first,
@@ -305,13 +341,13 @@ class Backward {
       return;
     }
     add_outer(block.panels, block.panel_count, space.weights, tile_keys_, keys, block.d_output,
-              block_lanes, p_.value_dim, space.d_value, p_.keys, first, space.fresh);
+              block_lanes, p_.value_dim, space.d_value, first, space.fresh);
     if constexpr (product) {
       add_outer(block.panels, block.panel_count, space.d_scores, tile_keys_, keys, block.query,
-                block_lanes, p_.key_dim, space.d_key, p_.keys, first, space.fresh);
+                block_lanes, p_.key_dim, space.d_key, first, space.fresh);
     } else {
       if (space.fresh) {
-        clear_features<KeyPanels>(space.d_key, p_.keys, p_.key_dim, first, keys);
+        clear_features<KeyPanels>(space.d_key, p_.key_dim, first, keys);
       }
       if constexpr (flat) return;
       pack_features<KeyPanels>(Slab<const Number>{k.data, k.stride, 1}, 0, keys, p_.key_dim,
@@ -329,7 +365,7 @@ class Backward {
           .key_capacity = tile_keys_,
           .parameter = space.parameter,
           .d_query = block.d_query,
-          .d_key = space.d_key + first * L::size,
+          .d_key = space.d_key.at(first, 0, L::size),
           .d_parameter = trains_features ? space.parameters : space.unused_parameter,
           .d_key_capacity = p_.keys};
       if constexpr (Block::tanh) {
@@ -405,13 +441,13 @@ class Backward {
     const Block& block = space.block;
     const Index i = panel.first + lane;
     for (Index c = 0; c < p_.value_dim; ++c) {
-      space.d_value[feature_offset<ValuePanels, Number>(p_.value_dim, p_.keys, j, c)] +=
+      feature<ValuePanels>(space.d_value, p_.value_dim, j, c) +=
           weight * block.d_output[block.value_offset(i, c)];
     }
     if constexpr (flat) return;
     for (Index c = 0; c < p_.key_dim; ++c) {
       const Number q = block.query[block.key_offset(i, c)];
-      Number& dk = space.d_key[feature_offset<KeyPanels, Number>(p_.key_dim, p_.keys, j, c)];
+      Number& dk = feature<KeyPanels>(space.d_key, p_.key_dim, j, c);
       if constexpr (product) {
         dk += d_score * q;
         block.d_query[panel.first * p_.key_dim + c * panel.lanes + lane] += d_score * key[c];
@@ -426,13 +462,18 @@ class Backward {
     }
   }
 
+  /// The sums that were not added up in the results themselves.
   void write_keys(const Number* from, Index batch, Index kv_head, Index first, Index count) const {
     const Index distance = key_value_numbers();
-    unpack_features<KeyPanels>(from, chunks_, distance, p_.keys, p_.key_dim,
-                               slab(call_.output.key, batch, kv_head), first, count, first);
-    unpack_features<ValuePanels>(from + p_.keys * key_width_, chunks_, distance, p_.keys,
-                                 p_.value_dim, slab(call_.output.value, batch, kv_head), first,
-                                 count, first);
+    if (!key_in_place_) {
+      unpack_features<KeyPanels>(from, chunks_, distance, p_.keys, p_.key_dim,
+                                 slab(call_.output.key, batch, kv_head), first, count, first);
+    }
+    if (!value_in_place_) {
+      unpack_features<ValuePanels>(from + p_.keys * key_width_, chunks_, distance, p_.keys,
+                                   p_.value_dim, slab(call_.output.value, batch, kv_head), first,
+                                   count, first);
+    }
   }
 
   const Problem& p_;
@@ -444,6 +485,7 @@ class Backward {
   Index group_, vectors_, blocks_, chunks_;
   Index key_width_, value_width_;  // features rounded up to whole vectors
   Index tile_keys_;
+  bool key_in_place_ = false, value_in_place_ = false;
 };
 
 }  // namespace heed::detail
