@@ -83,11 +83,11 @@ void add_outer(const QueryPanel* query_panels, Index panel_count, const Accumula
                Index capacity, Index rows, const Accumulator* features, Index queries,
                Index columns, const FeatureRows<Accumulator>& sums, Index first_row, bool fresh) {
   using L = Lanes<Accumulator>;
-  const Panels<Accumulator> panels(columns);
+  const FeaturePanels<Accumulator> panels(columns);
   for (Index p = 0; p < panels.count; ++p) {
     const auto panel = panels[p];
     const Index width = panel.vectors * L::size;
-    with_vectors(panel.vectors, [&]<int Vectors>() {
+    with_vectors<4>(panel.vectors, [&]<int Vectors>() {
       add_outer<Vectors>(query_panels, panel_count, pairs, capacity, rows,
                          features + panel.first * queries, sums.at(first_row, panel.first, width),
                          sums.stride(width), fresh);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "heed/simd/lanes.hpp"
 
@@ -45,6 +46,13 @@ struct EvenPanels {
             static_cast<int>(least + (p < wider))};
   }
 };
+
+/// Columns in panels for sums over rows: with enough registers in panels of 4, each row of which a
+/// broadcast number then serves whole.
+template <class Scalar>
+using FeaturePanels =
+    std::conditional_t<(EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 && !EIGEN_ARCH_ARM64),
+                       EvenPanels<Scalar, 4>, Panels<Scalar>>;
 
 /// Calls body.template operator()<Vectors>() for a panel of so many vectors, 1 to `most`.
 template <int most = 3, class Body>

@@ -53,8 +53,8 @@ struct QueryBlock {
                          TermSums<std::conditional_t<product, Product<Number>, Similarity>>>;
   using KeyScorer = Scorer<Number, KeySimilarity>;
   using ValueScorer = Scorer<Number, Product<Number>>;
-  using KeyPanels = std::conditional_t<product, Panels<Number>, SingleVectors<Number>>;
-  using ValuePanels = Panels<Number>;
+  using KeyPanels = std::conditional_t<product, FeaturePanels<Number>, SingleVectors<Number>>;
+  using ValuePanels = FeaturePanels<Number>;
   using Mask = PanelMask<typename Call::Mask, Number>;
 
   /// Queries of a block: the sums over them stay in registers, so the more the better, as long as a
