@@ -258,35 +258,45 @@ TEST(RegisterTile, ProductOfWeightsAndRows) {
 
 TEST(OuterProduct, SumsOverQueriesPanelByPanel) {
   // Four panels of three vectors, the last one with a query less; whole numbers, so sums are exact.
-  const Index panel_lanes = 3 * n, panels = 4, rows = 9, columns = 2 * n,
-              queries = panels * panel_lanes;
+  const Index panel_lanes = 3 * n, panels = 4, rows = 9, queries = panels * panel_lanes;
   std::vector<QueryPanel> of;
   for (Index p = 0; p < panels; ++p) {
     of.push_back(
         {p * panel_lanes, panel_lanes, panel_lanes - (p == panels - 1), p == 1 ? 4 : rows});
   }
   auto pairs = numbers(rows * queries);
-  const auto features = numbers(queries * columns, 2);
   // Rows that a panel is not concerned with are 0 in it.
   std::fill(pairs.begin() + of[1].first * rows + 4 * of[1].lanes,
             pairs.begin() + of[1].first * rows + rows * of[1].lanes, 0.F);
-  // Rows that follow one another, and rows of a wider tensor.
-  for (const Index stride : {Index(0), columns + 3}) {
-    for (const bool fresh : {true, false}) {
-      const Index apart = stride == 0 ? columns : stride;
-      std::vector<float> sums(at(rows * apart), 5);
-      add_outer(of.data(), panels, pairs.data(), rows, rows, features.data(), queries, columns,
-                FeatureRows<float>{sums.data(), stride == 0 ? rows : 1, stride}, 0, fresh);
-      for (Index j = 0; j < rows; ++j) {
-        for (Index c = 0; c < apart; ++c) {
-          float sum = fresh && c < columns ? 0 : 5;
-          for (const QueryPanel& panel : of) {
-            for (Index i = 0; i < panel.count && c < columns; ++i) {
-              sum += pairs[at(panel.first * rows + j * panel.lanes + i)] *
-                     features[at((panel.first + i) * columns + c)];
+  using Features = FeaturePanels<float>;
+  for (const Index columns : {2 * n, 4 * n, 5 * n}) {
+    const auto features = numbers(queries * columns, 2);
+    // Sums in panels, and in rows of a wider tensor.
+    for (const Index stride : {Index(0), columns + 3}) {
+      for (const bool fresh : {true, false}) {
+        std::vector<float> sums(at(rows * (columns + 3)), 5);
+        const FeatureRows<float> to{sums.data(), stride == 0 ? rows : 1, stride};
+        add_outer(of.data(), panels, pairs.data(), rows, rows, features.data(), queries, columns,
+                  to, 0, fresh);
+        for (Index j = 0; j < rows; ++j) {
+          for (Index c = 0; c < columns; ++c) {
+            float sum = fresh ? 0 : 5;
+            for (const QueryPanel& panel : of) {
+              for (Index i = 0; i < panel.count; ++i) {
+                sum += pairs[at(panel.first * rows + j * panel.lanes + i)] *
+                       features[at(
+                           feature_offset<Features, float>(columns, queries, panel.first + i, c))];
+              }
             }
+            EXPECT_EQ(feature<Features>(to, columns, j, c), sum) << j << ' ' << c;
           }
-          EXPECT_EQ(sums[at(j * apart + c)], sum) << j << ' ' << c;
+          if (stride != 0) {
+            EXPECT_EQ(sums[at(j * stride + columns)], 5);  // not the row's own
+          }
+        }
+        clear_features<Features>(to, columns, 2, 3);
+        for (Index j = 1; j < 6; ++j) {
+          EXPECT_EQ(feature<Features>(to, columns, j, columns - 1) == 0, 2 <= j && j < 5);
         }
       }
     }

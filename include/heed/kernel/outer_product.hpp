@@ -33,7 +33,10 @@ EIGEN_DONT_INLINE void add_outer(const QueryPanel* panels, Index panel_count,
   for_each_tile<tile_rows<Vectors>>(rows, [&]<int Rows>(Index j) __attribute__((always_inline)) {
     Accumulator* to = sums + j * sum_stride;
     // The next sums, which the products of the next rows would wait for.
-    for (int r = Rows; r < 2 * Rows; ++r) fetch(to + r * sum_stride, width);
+    const bool apart = sum_stride != width;
+    for (int r = Rows; r < (apart ? 2 * Rows : Rows + 1); ++r) {
+      fetch(to + r * sum_stride, apart ? width : Rows * width);
+    }
     for (Index first = 0; first < panel_count; first += run) {
       L sum[length(Rows)][length(Vectors)];
 #pragma GCC unroll 16

@@ -51,8 +51,7 @@ struct EvenPanels {
 /// broadcast number then serves whole.
 template <class Scalar>
 using FeaturePanels =
-    std::conditional_t<(EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 && !EIGEN_ARCH_ARM64),
-                       EvenPanels<Scalar, 4>, Panels<Scalar>>;
+    std::conditional_t<(accumulator_registers >= 24), EvenPanels<Scalar, 4>, Panels<Scalar>>;
 
 /// Calls body.template operator()<Vectors>() for a panel of so many vectors, 1 to `most`.
 template <int most = 3, class Body>

@@ -60,8 +60,8 @@ class ParameterGradients {
       if constexpr (transforms<Similarity>) {
         for (Index r = 0; r < p_.query_dim; ++r) {
           for (Index c = 0; c < p_.key_dim; ++c) {
-            add_to(gradient(r, c),
-                   total(feature_offset<FeaturePanels<Number>, Number>(p_.key_dim, p_.query_dim, r, c)));
+            add_to(gradient(r, c), total(feature_offset<FeaturePanels<Number>, Number>(
+                                       p_.key_dim, p_.query_dim, r, c)));
           }
         }
       } else {
