@@ -68,6 +68,19 @@ class MatrixProduct {
     rows_ = deep ? tallest : piece_;
   }
 
+  /// A width of parts of c that are products by themselves, as many for each thread, or 0 where no
+  /// width is even enough. Threads that share such parts meet once, and none reads what another has
+  /// packed, which lies in that one's cache. Bits are the same, as the order of a sum depends on
+  /// the depth alone.
+  Index columns_apart(Index threads) const {
+    const Index vectors = (n_ + L::size - 1) / L::size,
+                each = std::clamp<Index>(vectors / (widest * threads), 1, 4),
+                least = std::max(each * threads, (n_ + columns_ - 1) / columns_),
+                parts = (least + threads - 1) / threads * threads,
+                width = (vectors + parts - 1) / parts;
+    return 16 * width * parts <= 17 * vectors ? width * L::size : 0;
+  }
+
   /// done(row, rows, column, columns) is called for each part of c that has its final numbers.
   template <class Done>
   void run(const Slab<const A>& a, const Slab<const B>& b, const Slab<C>& c,
@@ -318,6 +331,29 @@ void multiply(const View<AElement, 4>& left_factor, std::span<const RightFactor<
                       epilogue({batch, head, row, rows, column, columns});
                     });
       };
+      // Rows that are not read in place would be copied for every part.
+      if constexpr (std::is_same_v<A, Accumulate>) {
+        const Index width =
+            shared && a.strides[3] == 1 ? product.columns_apart(pool->NumThreads()) : 0;
+        if (width > 0) {
+          const Index parts = (n + width - 1) / width;
+          return parallel_for(pool, matrices * parts, [&](Index first, Index last) {
+            for (Index item = first; item < last; ++item) {
+              const Index matrix = item / parts, batch = matrix / heads, head = matrix % heads,
+                          begin = item % parts * width;
+              auto right = slab(b, batch, head);
+              auto to = slab(c, batch, head);
+              right.data = right.at(0, begin);
+              to.data = to.at(0, begin);
+              const MatrixProduct<Accumulate, A, B, C> part(m, k, std::min(width, n - begin), 1);
+              part.run(slab(a, batch, head), right, to, nullptr,
+                       [&](Index row, Index rows, Index column, Index columns) {
+                         epilogue({batch, head, row, rows, begin + column, columns});
+                       });
+            }
+          });
+        }
+      }
       if (shared) {
         for (Index matrix = 0; matrix < matrices; ++matrix) one(matrix, pool);
         return;
