@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <span>
 #include <type_traits>
 
@@ -190,13 +191,43 @@ void multiply_rows_in_lanes(const View<const A, 4>& a, std::span<const RightFact
   const Index size = product.packed_size(),
               most = group < panels ? 1 : std::clamp<Index>((Index(1) << 20) / size, 1, all);
   const auto matrix_of = [heads](const auto& x, Index n) { return slab(x, n / heads, n % heads); };
+  const auto multiply_part = [&](const auto& part, Index n, const Accumulator* packed, Index first,
+                                 Index last, Accumulator* space) {
+    const auto right = matrix_of(part.factor.b, n);
+    const auto to = matrix_of(part.factor.c, n);
+    const Index row = product.row_of(first), height = product.row_of(last) - row;
+    for (Index column = part.first; column < part.last; column += Product::share) {
+      const Index width = std::min(Product::share, part.last - column);
+      product.run(packed, first, last, {right.data, right.column_stride, 1}, column, width, to,
+                  space);
+      part.factor.epilogue({n / heads, n % heads, row, height, column, width});
+    }
+  };
+  if (pool && all == 1 && panels == 1) {
+    // What one thread has packed lies in its own cache: few rows are packed by each in less time
+    // than they are fetched from there, and the threads meet once.
+    const ColumnParts parts(factors, all, 16, pool);
+    std::atomic<Index> next{0};
+    return parallel_for(pool, pool->NumThreads(), [&](Index, Index) {
+      Index item = next++;
+      if (item >= parts.count()) return;
+      Accumulator *own = nullptr, *space = nullptr;
+      const Scratch scratch([&](Layout& layout) {
+        own = layout.take<Accumulator>(size);
+        space = layout.take<Accumulator>(product.scratch_size());
+      });
+      product.pack(matrix_of(a, 0), 0, 0, own);
+      for (; item < parts.count(); item = next++) {
+        multiply_part(parts[item], 0, own, 0, panels, space);
+      }
+    });
+  }
   Accumulator* packed = nullptr;
   const Scratch scratch([&](Layout& layout) {
     packed = layout.take<Accumulator>(group < panels ? product.row_of(group) * depth : most * size);
   });
   const auto multiply_panels = [&](Index start, Index count, Index first_panel, Index last_panel) {
-    const Index some = last_panel - first_panel, row = product.row_of(first_panel),
-                height = product.row_of(last_panel) - row;
+    const Index some = last_panel - first_panel;
     parallel_for(pool, count * some, [&](Index first, Index last) {
       for (Index item = first; item < last; ++item) {
         const Index n = item / some;
@@ -211,15 +242,8 @@ void multiply_rows_in_lanes(const View<const A, 4>& a, std::span<const RightFact
           [&](Layout& layout) { space = layout.take<Accumulator>(product.scratch_size()); });
       for (Index item = first; item < last; ++item) {
         const auto& part = parts[item];
-        const Index n = start + part.matrix;
-        const auto right = matrix_of(part.factor.b, n);
-        const auto to = matrix_of(part.factor.c, n);
-        for (Index column = part.first; column < part.last; column += Product::share) {
-          const Index width = std::min(Product::share, part.last - column);
-          product.run(packed + part.matrix * size, first_panel, last_panel,
-                      {right.data, right.column_stride, 1}, column, width, to, space);
-          part.factor.epilogue({n / heads, n % heads, row, height, column, width});
-        }
+        multiply_part(part, start + part.matrix, packed + part.matrix * size, first_panel,
+                      last_panel, space);
       }
     });
   };
