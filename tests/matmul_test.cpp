@@ -166,16 +166,24 @@ TEST(BatchedMatmul, IntoWritesInsideOfAViewAlone) {
   }
 }
 
+// Rows shared, columns shared, and few rows by a transposed factor.
 TEST(BatchedMatmul, ThreadsChangeNoBit) {
+  const auto check = [](const auto& a, const auto& b) {
+    const Reference alone = reference(batched_matmul(a, b));
+    for (const int threads : {1, 2, 3}) {
+      Eigen::ThreadPool pool(threads);
+      Tensor<float, 3> out(2, view(a).shape[1], view(b).shape[2]);
+      out.setConstant(nan);
+      batched_matmul_into(out, a, b, &pool);
+      EXPECT_TRUE(same(reference(out), alone));
+    }
+  };
   const auto a = make<float, 3>(random({2, 1, 300, 50}, 1)),
-             b = make<float, 3>(random({2, 1, 50, 70}, 2));
-  const Reference alone = reference(batched_matmul(a, b));
-  for (const int threads : {1, 2, 3}) {
-    Eigen::ThreadPool pool(threads);
-    Tensor<float, 3> out(2, 300, 70);
-    batched_matmul_into(out, a, b, &pool);
-    EXPECT_TRUE(same(reference(out), alone));
-  }
+             few = make<float, 3>(random({2, 1, 50, 50}, 3));
+  const auto turned = make<float, 3>(random({2, 1, 250, 50}, 4));
+  check(a, make<float, 3>(random({2, 1, 50, 70}, 2)));
+  check(a, make<float, 3>(random({2, 1, 50, 250}, 2)));
+  check(few, transposed(turned));
 }
 
 TEST(BatchedMatmul, RefusesShapesThatDoNotFit) {

@@ -186,72 +186,41 @@ void multiply_rows_in_lanes(const View<const A, 4>& a, std::span<const RightFact
   using Product = RowsInLanes<Accumulator, A, B, C>;
   const Index rows = a.shape[2], depth = a.shape[3], heads = a.shape[1];
   const Product product(rows, depth);
-  const Index all = a.shape[0] * heads, panels = product.panels.count, group = product.group();
-  // So many matrices at a time that no more than 4 MiB of floats are packed, but one.
-  const Index size = product.packed_size(),
-              most = group < panels ? 1 : std::clamp<Index>((Index(1) << 20) / size, 1, all);
+  const Index panels = product.panels.count, group = product.group(),
+              groups = (panels + group - 1) / group, units = a.shape[0] * heads * groups,
+              threads = pool ? pool->NumThreads() : 1;
   const auto matrix_of = [heads](const auto& x, Index n) { return slab(x, n / heads, n % heads); };
-  const auto multiply_part = [&](const auto& part, Index n, const Accumulator* packed, Index first,
-                                 Index last, Accumulator* space) {
-    const auto right = matrix_of(part.factor.b, n);
-    const auto to = matrix_of(part.factor.c, n);
-    const Index row = product.row_of(first), height = product.row_of(last) - row;
-    for (Index column = part.first; column < part.last; column += Product::share) {
-      const Index width = std::min(Product::share, part.last - column);
-      product.run(packed, first, last, {right.data, right.column_stride, 1}, column, width, to,
-                  space);
-      part.factor.epilogue({n / heads, n % heads, row, height, column, width});
-    }
-  };
-  if (pool && all == 1 && panels == 1) {
-    // What one thread has packed lies in its own cache: few rows are packed by each in less time
-    // than they are fetched from there, and the threads meet once.
-    const ColumnParts parts(factors, all, 16, pool);
-    std::atomic<Index> next{0};
-    return parallel_for(pool, pool->NumThreads(), [&](Index, Index) {
-      Index item = next++;
-      if (item >= parts.count()) return;
-      Accumulator *own = nullptr, *space = nullptr;
-      const Scratch scratch([&](Layout& layout) {
-        own = layout.take<Accumulator>(size);
-        space = layout.take<Accumulator>(product.scratch_size());
-      });
-      product.pack(matrix_of(a, 0), 0, 0, own);
-      for (; item < parts.count(); item = next++) {
-        multiply_part(parts[item], 0, own, 0, panels, space);
-      }
+  // Each thread packs the rows that it multiplies: what another one has packed would be fetched
+  // from that one's cache, in more time, and the threads would meet for each group of panels.
+  const ColumnParts parts(factors, units, 16, units < 8 * threads ? pool : nullptr);
+  std::atomic<Index> next{0};
+  parallel_for(pool, std::min(threads, parts.count()), [&](Index, Index) {
+    Accumulator *packed = nullptr, *space = nullptr;
+    const Scratch scratch([&](Layout& layout) {
+      packed = layout.take<Accumulator>(group < panels ? product.row_of(group) * depth
+                                                       : product.packed_size());
+      space = layout.take<Accumulator>(product.scratch_size());
     });
-  }
-  Accumulator* packed = nullptr;
-  const Scratch scratch([&](Layout& layout) {
-    packed = layout.take<Accumulator>(group < panels ? product.row_of(group) * depth : most * size);
+    Index in_packed = -1;
+    for (Index item; (item = next++) < parts.count();) {
+      const auto& part = parts[item];
+      const Index n = part.matrix / groups, first = part.matrix % groups * group,
+                  last = std::min(first + group, panels), row = product.row_of(first),
+                  height = product.row_of(last) - row;
+      if (in_packed != part.matrix) {
+        for (Index p = first; p < last; ++p) product.pack(matrix_of(a, n), p, first, packed);
+        in_packed = part.matrix;
+      }
+      const auto right = matrix_of(part.factor.b, n);
+      const auto to = matrix_of(part.factor.c, n);
+      for (Index column = part.first; column < part.last; column += Product::share) {
+        const Index width = std::min(Product::share, part.last - column);
+        product.run(packed, first, last, {right.data, right.column_stride, 1}, column, width, to,
+                    space);
+        part.factor.epilogue({n / heads, n % heads, row, height, column, width});
+      }
+    }
   });
-  const auto multiply_panels = [&](Index start, Index count, Index first_panel, Index last_panel) {
-    const Index some = last_panel - first_panel;
-    parallel_for(pool, count * some, [&](Index first, Index last) {
-      for (Index item = first; item < last; ++item) {
-        const Index n = item / some;
-        product.pack(matrix_of(a, start + n), first_panel + item % some, first_panel,
-                     packed + n * size);
-      }
-    });
-    const ColumnParts parts(factors, count, 16, pool);
-    parallel_for(pool, parts.count(), [&](Index first, Index last) {
-      Accumulator* space = nullptr;
-      const Scratch own(
-          [&](Layout& layout) { space = layout.take<Accumulator>(product.scratch_size()); });
-      for (Index item = first; item < last; ++item) {
-        const auto& part = parts[item];
-        multiply_part(part, start + part.matrix, packed + part.matrix * size, first_panel,
-                      last_panel, space);
-      }
-    });
-  };
-  for (Index start = 0; start < all; start += most) {
-    for (Index p = 0; p < panels; p += group) {
-      multiply_panels(start, std::min(most, all - start), p, std::min(p + group, panels));
-    }
-  }
 }
 
 }  // namespace heed::detail
