@@ -193,17 +193,22 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> exp(Lanes<Scalar> x) {
   return select(x < L(lowest), L(0), upper);
 }
 
-/// tanh x = -E / (E + 2) with E = e^-2x - 1, taken as 2^n (2^r - 1) + (2^n - 1), so that small x
-/// keep their relative accuracy: within 5 ulp.
+/// tanh(y ln(2) / 2), for y = 2x in binary digits, is E / (E + 2) with E = 2^y - 1, taken as 2^n
+/// (2^r - 1) + (2^n - 1), so that small y keep their relative accuracy: within 5 ulp.
 template <class Scalar>
-EIGEN_ALWAYS_INLINE Lanes<Scalar> tanh(Lanes<Scalar> x) {
+EIGEN_ALWAYS_INLINE Lanes<Scalar> tanh_of_digits(Lanes<Scalar> y) {
   using L = Lanes<Scalar>;
-  // Past this tanh rounds to 1: tanh x = 1 - 2 e^-2x + ..., and y is 2x in binary digits.
+  // Past this tanh rounds to 1: tanh x = 1 - 2 e^-2x + ....
   constexpr auto limit = static_cast<Scalar>(std::numeric_limits<Scalar>::digits + 3);
-  const Split<Scalar> split(min(max(x * L(-2 * log2_e), L(-limit)), L(limit)));
+  const Split<Scalar> split(min(max(y, L(-limit)), L(limit)));
   const L power = split.power();
   const L e = fma(power, exp2_quotient<Scalar>(split.rest) * split.rest, power - L(1));
-  return -e / (e + L(2));
+  return e / (e + L(2));
+}
+
+template <class Scalar>
+EIGEN_ALWAYS_INLINE Lanes<Scalar> tanh(Lanes<Scalar> x) {
+  return tanh_of_digits(x * Lanes<Scalar>(2 * log2_e));
 }
 
 /// Phi(-t) e^(t^2/2), the normal distribution's tail without its exponential, for t from 0 to where
