@@ -103,14 +103,15 @@ class Forward {
   static constexpr Index narrow_queries = 128;
 
   /// Keys of a tile: as many as leave the scores in the first-level cache beside the packed queries
-  /// and the output panel (192 for 64 features, 24 float lanes and 32 KiB), within 64 .. 256 and a
-  /// whole number of register tiles.
+  /// and the output panel, within 120 .. 144 and a whole number of register tiles. Fewer are soon
+  /// done beside what a tile costs; of more, a steep position bias (alibi with a slope of 1/2)
+  /// makes weights whose products with values are subnormal numbers, which take 150 cycles each.
   Index tile_keys() const {
     const Index lane_bytes = widest * static_cast<Index>(sizeof(Number));
     const Index panels = (problem_.key_dim + problem_.value_dim) * lane_bytes;
     const Index cache = static_cast<Index>(Eigen::l1CacheSize());
     const Index keys = (cache - panels) * 15 / 16 / lane_bytes;
-    return std::clamp<Index>(keys, 64, 256) / 12 * 12;
+    return std::clamp<Index>(keys, 120, 144) / 12 * 12;
   }
 
   /// Keys that several panels take in turn: all, where they and their values leave a quarter of the
