@@ -12,6 +12,18 @@ namespace heed::detail {
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // of a vector type as template argument
+/// to[c][r] = row(r)[c] of a square of packets.
+template <class Packet, class Scalar>
+EIGEN_ALWAYS_INLINE void transpose_packets(const auto& row, Scalar* to, Index to_stride) {
+  constexpr Index n = Eigen::internal::unpacket_traits<Packet>::size;
+  Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
+#pragma GCC unroll 16
+  for (Index r = 0; r < n; ++r) block.packet[r] = row(r);
+  if constexpr (n > 1) Eigen::internal::ptranspose(block);
+#pragma GCC unroll 16
+  for (Index c = 0; c < n; ++c) Eigen::internal::pstoreu(to + c * to_stride, block.packet[c]);
+}
+
 /// Turns a square of L::size x L::size numbers: to[c][r] = from[r][c] * factor[c], where the lanes
 /// of the factor go with the columns of `from`. Of fewer than L::size rows the last is repeated.
 template <class Scalar, class Stored>
@@ -19,22 +31,12 @@ EIGEN_ALWAYS_INLINE void transpose_square(const Stored* from, Index from_stride,
                                           Index to_stride,
                                           std::type_identity_t<Lanes<Scalar>> factor = 1,
                                           Index rows = Lanes<Scalar>::size) {
-  using L = Lanes<Scalar>;
-  using Packet = typename L::Packet;
-  constexpr Index n = L::size;
-  const auto row = [&](Index r) __attribute__((always_inline)) {
-    return from + std::min(r, rows - 1) * from_stride;
-  };
-  if constexpr (n == 1) {
-    (load_widened<Scalar>(from) * factor).store(to);
-  } else {
-    Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
-#pragma GCC unroll 16
-    for (Index r = 0; r < n; ++r) block.packet[r] = (load_widened<Scalar>(row(r)) * factor).packet;
-    Eigen::internal::ptranspose(block);
-#pragma GCC unroll 16
-    for (Index c = 0; c < n; ++c) Eigen::internal::pstoreu(to + c * to_stride, block.packet[c]);
-  }
+  transpose_packets<typename Lanes<Scalar>::Packet>(
+      [&](Index r) __attribute__((always_inline)) {
+        const Stored* const row = from + std::min(r, rows - 1) * from_stride;
+        return (load_widened<Scalar>(row) * factor).packet;
+      },
+      to, to_stride);
 }
 
 /// The packet of half the lanes, where there are 8 or more.
@@ -50,16 +52,12 @@ EIGEN_ALWAYS_INLINE void transpose_half(const Scalar* from, Index from_stride, S
                                         std::type_identity_t<HalfPacket<Scalar>> factor,
                                         Index rows = Lanes<Scalar>::size / 2) {
   using Packet = HalfPacket<Scalar>;
-  constexpr Index n = Lanes<Scalar>::size / 2;
-  Eigen::internal::PacketBlock<Packet, static_cast<int>(n)> block;
-#pragma GCC unroll 8
-  for (Index r = 0; r < n; ++r) {
-    const auto row = Eigen::internal::ploadu<Packet>(from + std::min(r, rows - 1) * from_stride);
-    block.packet[r] = Eigen::internal::pmul(row, factor);
-  }
-  Eigen::internal::ptranspose(block);
-#pragma GCC unroll 8
-  for (Index c = 0; c < n; ++c) Eigen::internal::pstoreu(to + c * to_stride, block.packet[c]);
+  transpose_packets<Packet>(
+      [&](Index r) __attribute__((always_inline)) {
+        const Scalar* const row = from + std::min(r, rows - 1) * from_stride;
+        return Eigen::internal::pmul(Eigen::internal::ploadu<Packet>(row), factor);
+      },
+      to, to_stride);
 }
 #pragma GCC diagnostic pop
 
