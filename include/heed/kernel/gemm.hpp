@@ -323,13 +323,20 @@ void multiply(const View<AElement, 4>& left_factor, std::span<const RightFactor<
       // Threads share matrices, or each of a few large ones.
       const bool large = m * k * n >= Index(1) << 20;
       const bool shared = pool && large && matrices < 2 * pool->NumThreads();
-      const MatrixProduct<Accumulate, A, B, C> product(m, k, n, shared ? pool->NumThreads() : 1);
-      const auto one = [&](Index matrix, Eigen::ThreadPoolInterface* threads) {
+      using Product = MatrixProduct<Accumulate, A, B, C>;
+      const Product product(m, k, n, shared ? pool->NumThreads() : 1);
+      // The columns of a matrix from `begin` on, as many as the product has.
+      const auto columns_of = [&](const Product& part, Index matrix, Index begin,
+                                  Eigen::ThreadPoolInterface* threads) {
         const Index batch = matrix / heads, head = matrix % heads;
-        product.run(slab(a, batch, head), slab(b, batch, head), slab(c, batch, head), threads,
-                    [&](Index row, Index rows, Index column, Index columns) {
-                      epilogue({batch, head, row, rows, column, columns});
-                    });
+        auto right = slab(b, batch, head);
+        auto to = slab(c, batch, head);
+        right.data = right.at(0, begin);
+        to.data = to.at(0, begin);
+        part.run(slab(a, batch, head), right, to, threads,
+                 [&](Index row, Index rows, Index column, Index columns) {
+                   epilogue({batch, head, row, rows, begin + column, columns});
+                 });
       };
       // Rows that are not read in place would be copied for every part.
       if constexpr (std::is_same_v<A, Accumulate>) {
@@ -339,27 +346,19 @@ void multiply(const View<AElement, 4>& left_factor, std::span<const RightFactor<
           const Index parts = (n + width - 1) / width;
           return parallel_for(pool, matrices * parts, [&](Index first, Index last) {
             for (Index item = first; item < last; ++item) {
-              const Index matrix = item / parts, batch = matrix / heads, head = matrix % heads,
-                          begin = item % parts * width;
-              auto right = slab(b, batch, head);
-              auto to = slab(c, batch, head);
-              right.data = right.at(0, begin);
-              to.data = to.at(0, begin);
-              const MatrixProduct<Accumulate, A, B, C> part(m, k, std::min(width, n - begin), 1);
-              part.run(slab(a, batch, head), right, to, nullptr,
-                       [&](Index row, Index rows, Index column, Index columns) {
-                         epilogue({batch, head, row, rows, begin + column, columns});
-                       });
+              const Index begin = item % parts * width;
+              columns_of(Product(m, k, std::min(width, n - begin), 1), item / parts, begin,
+                         nullptr);
             }
           });
         }
       }
       if (shared) {
-        for (Index matrix = 0; matrix < matrices; ++matrix) one(matrix, pool);
+        for (Index matrix = 0; matrix < matrices; ++matrix) columns_of(product, matrix, 0, pool);
         return;
       }
       return parallel_for(pool, matrices, [&](Index first, Index last) {
-        for (Index matrix = first; matrix < last; ++matrix) one(matrix, nullptr);
+        for (Index matrix = first; matrix < last; ++matrix) columns_of(product, matrix, 0, nullptr);
       });
     }
   }
