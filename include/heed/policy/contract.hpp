@@ -325,7 +325,7 @@ inline constexpr bool on_lanes = modifier_traits<M>.vectorised;
 /// -infinity where the score is, else what it is changed to.
 template <class Number, class T>
 EIGEN_ALWAYS_INLINE T without_weight(const T& score, const T& changed) {
-  return select_equal(score, T(Number(-std::numeric_limits<double>::infinity())), score, changed);
+  return heed::select(score == T(Number(-std::numeric_limits<double>::infinity())), score, changed);
 }
 
 /// The score, a number, a vector or a dual number, as a modifier changes it. `query` is an Index or
