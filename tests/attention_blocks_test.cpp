@@ -31,7 +31,7 @@ class SecondLevelCache {
   std::ptrdiff_t bytes_;
 };
 
-// 200 features of a key leave the first-level cache room for tiles of 60 keys or a few more.
+// 200 features of a key leave the first-level cache room for tiles of 120 or 144 keys.
 // The queries and sums of three panels are a quarter of `small`, which then holds no 500 keys.
 constexpr Index dim = 200, width = 3;
 constexpr std::ptrdiff_t large = std::ptrdiff_t(1) << 32;
@@ -65,8 +65,9 @@ void expect_bits_of_one_walk(const Heads& n, Index queries, Index keys, const Sc
   EXPECT_TRUE(same(reference_rows(blocks.log_sum_exp), reference_rows(whole.log_sum_exp)));
 }
 
-/// Around the ends of tiles and blocks: multiples of 60, 120 and 240 among them.
-const std::vector<Index> key_counts = {476, 479, 480, 481, 539, 540, 541, 600, 719, 720, 721, 961};
+/// Around the ends of tiles and blocks: multiples of 120, 144 and 240 among them.
+const std::vector<Index> key_counts = {476, 479, 480, 481, 540, 575, 576,
+                                       577, 600, 719, 720, 721, 961};
 
 TEST(Blocks, GiveTheBitsOfOneWalk) {
   for (const Index keys : key_counts) {

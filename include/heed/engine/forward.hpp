@@ -168,8 +168,8 @@ class Forward {
     Number *output = nullptr, *older = nullptr;
   };
 
-  /// What a thread works in: for 64 features and float lanes of 8 about 140 KiB, whatever the
-  /// number of queries and keys, and the copies.
+  /// What a thread works in: for 64 features and float lanes of 8 about 75 KiB, whatever the number
+  /// of queries and keys, and the copies.
   struct Workspace {
     explicit Workspace(const Forward& f)
         : room(f), scratch([&](Layout& layout) {

@@ -31,7 +31,7 @@ struct Problem {
   Index entries() const { return sequence < 0 ? batch : 1; }
   /// The head of keys that a head of queries reads.
   Index kv_head(Index head) const {
-    return heads == kv_heads ? head : head / (heads / kv_heads);  // a division takes some 15 cycles
+    return heads == kv_heads ? head : head / (heads / kv_heads);  // mostly without a division
   }
   /// Whether `extent` numbers serve `positions` queries or keys.
   bool serves(Index extent, Index positions) const {
