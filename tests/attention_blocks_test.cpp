@@ -5,6 +5,7 @@
 #include "heed/attention.hpp"
 #include "heed/cache.hpp"
 #include "heed/dropout.hpp"
+#include "heed/engine/key_blocks.hpp"
 #include "heed/mask.hpp"
 #include "heed/modifier.hpp"
 #include "heed/score.hpp"
@@ -63,6 +64,29 @@ void expect_bits_of_one_walk(const Heads& n, Index queries, Index keys, const Sc
   const auto whole = attend_with(large), blocks = attend_with(small);
   EXPECT_TRUE(same(reference(blocks.output), reference(whole.output)));
   EXPECT_TRUE(same(reference_rows(blocks.log_sum_exp), reference_rows(whole.log_sum_exp)));
+}
+
+// 64 floats of a key and of its value are 512 bytes. Of 4096 keys, 2 MiB, three quarters of 2 MiB
+// are less, and half of 2 MiB has 2048 keys, in whole tiles. Panels have (64 + 2 64 + 2) 4 bytes a
+// lane, 36 KiB for 48 lanes, of which a quarter of 2 MiB has more than eight; two is the least.
+TEST(Blocks, AreWhatTheCachesHold) {
+  const auto blocks = [](Index keys, std::ptrdiff_t cache, bool shared = true) {
+    const SecondLevelCache second(cache);
+    return detail::KeyBlocks<float>({"test", 1, 1, 1, 8, keys, 64, 64, 64}, shared);
+  };
+  const auto large_ones = blocks(4096, 2 << 20);
+  EXPECT_TRUE(large_ones.tile == 120 || large_ones.tile == 132 || large_ones.tile == 144);
+  EXPECT_EQ(large_ones.block, 2048 / large_ones.tile * large_ones.tile);
+  EXPECT_EQ(large_ones.panels, 8);
+  EXPECT_EQ(large_ones.copied, 4096);
+  EXPECT_EQ(blocks(8193, 2 << 20).copied, large_ones.tile);  // 8193 x 128 are more than 2^20
+  EXPECT_EQ(blocks(3072, 2 << 20).block, 3072);              // 1.5 MiB: all
+  EXPECT_EQ(blocks(3072, 2 << 20).panels, 1);
+  EXPECT_EQ(blocks(4096, 2 << 20, false).block, 4096);
+  EXPECT_EQ(blocks(4096, 1 << 10).block, large_ones.tile);  // one at the least
+  EXPECT_EQ(blocks(4096, 1 << 10).panels, 2);
+  EXPECT_EQ(blocks(7, 1 << 10).tile, 7);
+  EXPECT_EQ(blocks(7, 1 << 10).block, 7);
 }
 
 /// Around the ends of tiles and blocks: multiples of 120, 144 and 240 among them.

@@ -10,6 +10,7 @@
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/engine/call.hpp"
+#include "heed/engine/key_blocks.hpp"
 #include "heed/engine/reference/forward.hpp"
 #include "heed/engine/tile/mask.hpp"
 #include "heed/engine/tile/modify.hpp"
@@ -66,12 +67,7 @@ class Forward {
         panels_(problem_.queries, panel_width(problem_.queries)),
         key_rows_(call.keys, problem_.keys, panels_.count),
         value_rows_(call.values, problem_.keys, panels_.count),
-        tile_keys_(std::min(tile_keys(), problem_.keys)),
-        block_keys_(block_keys()),
-        most_walks_(block_keys_ < problem_.keys ? most_walks() : 1),
-        copied_at_once_(problem_.keys * (problem_.key_dim + problem_.value_dim) <= copied_numbers
-                            ? problem_.keys
-                            : tile_keys_) {}
+        blocks_(problem_, in_blocks) {}
 
   /// A piece is one panel of one head.
   Index pieces() const { return problem_.entries() * problem_.heads * panels_.count; }
@@ -82,7 +78,7 @@ class Forward {
       const Index head = item / panels_.count % problem_.heads;
       const Index batch = problem_.first_entry() + item / panels_.count / problem_.heads;
       if constexpr (in_blocks) {
-        const Index count = std::min(most_walks_, std::min(last - item, panels_.count - panel));
+        const Index count = std::min(blocks_.panels, std::min(last - item, panels_.count - panel));
         if (count > 1) {
           attend_side_by_side(space, batch, head, panel, count);
           item += count;
@@ -101,54 +97,11 @@ class Forward {
     return mask_traits<Mask>.hides_nothing || queries > narrow_queries ? 3 : 2;
   }
   static constexpr Index narrow_queries = 128;
-
-  /// Keys of a tile: as many as leave the scores in the first-level cache beside the packed queries
-  /// and the output panel, within 120 .. 144 and a whole number of register tiles. Fewer are soon
-  /// done beside what a tile costs; of more, a steep position bias (alibi with a slope of 1/2)
-  /// makes weights whose products with values are subnormal numbers, which take 150 cycles each.
-  Index tile_keys() const {
-    const Index lane_bytes = widest * static_cast<Index>(sizeof(Number));
-    const Index panels = (problem_.key_dim + problem_.value_dim) * lane_bytes;
-    const Index cache = static_cast<Index>(Eigen::l1CacheSize());
-    const Index keys = (cache - panels) * 15 / 16 / lane_bytes;
-    return std::clamp<Index>(keys, 120, 144) / 12 * 12;
-  }
-
-  /// Keys that several panels take in turn: all, where they and their values leave a quarter of the
-  /// second-level cache, and else as many as take a half of it (2048 for 64 features and 2 MiB), in
-  /// whole tiles. Scores that take longer than to fetch a row gain nothing.
-  Index block_keys() const {
-    if (!in_blocks || problem_.keys == tile_keys_) return problem_.keys;
-    const Index row = (problem_.key_dim + problem_.value_dim) * static_cast<Index>(sizeof(Number));
-    const Index cache = static_cast<Index>(Eigen::l2CacheSize());
-    if (problem_.keys * row <= cache / 4 * 3) return problem_.keys;
-    return std::max<Index>(cache / 2 / row / tile_keys_, 1) * tile_keys_;
-  }
   static constexpr bool in_blocks = is_product<typename Score::Similarity>;
-
-  /// Panels that do so: as many as have their queries and sums in a quarter of that cache.
-  Index most_walks() const {
-    const Index numbers = (problem_.key_dim + 2 * problem_.value_dim + 2) * widest;
-    const Index bytes = numbers * static_cast<Index>(sizeof(Number));
-    const Index cache = static_cast<Index>(Eigen::l2CacheSize());
-    return std::clamp<Index>(cache / 4 / bytes, 2, walks);
-  }
-  static constexpr Index walks = 8;
-
-  /// Keys and values that cannot be read in place are copied a head at a time where that is no more
-  /// than this (4 MiB of floats), so that all panels share the copy, and else tile by tile.
-  static constexpr Index copied_numbers = Index(1) << 20;
 
   /// So many tiles are added up before their sums join those of the tiles before: a chain of
   /// additions has a rounding error that grows with its length.
   static constexpr Index most_tiles = 16;
-
-  /// A copy of rows of a head, and of which.
-  struct Copy {
-    Number* data = nullptr;
-    Index head = -1;
-    KeyRange keys{0, 0};
-  };
 
   using PanelScorer = Scorer<Number, typename Score::Similarity>;
 
@@ -156,13 +109,13 @@ class Forward {
   struct Room {
     explicit Room(const Forward& f)
         : scorer(f.call_.score.similarity, f.problem_.query_dim, f.problem_.key_dim, widest,
-                 f.copied_at_once_) {}
+                 f.blocks_.copied) {}
     void lay(Layout& layout, const Forward& f) {
       const Index width = f.problem_.value_dim;
       scorer.lay(layout);
       output = layout.take<Number>(width * widest);
-      older = layout.take<Number>(f.problem_.keys > f.tile_keys_ * most_tiles ? (width + 2) * widest
-                                                                              : 0);
+      older = layout.take<Number>(
+          f.problem_.keys > f.blocks_.tile * most_tiles ? (width + 2) * widest : 0);
     }
     PanelScorer scorer;
     Number *output = nullptr, *older = nullptr;
@@ -175,11 +128,11 @@ class Forward {
         : room(f), scratch([&](Layout& layout) {
             const Index width = f.problem_.value_dim;
             room.lay(layout, f);
-            scores = layout.take<Number>(f.tile_keys_ * widest);
-            pairs = layout.take<Number>(f.tile_keys_ * widest);
-            safe_values = layout.take<Number>(f.tile_keys_ * width);
-            const Index most =
-                std::max(f.copied_at_once_, f.most_walks_ > 1 ? f.block_keys_ + f.tile_keys_ : 0);
+            scores = layout.take<Number>(f.blocks_.tile * widest);
+            pairs = layout.take<Number>(f.blocks_.tile * widest);
+            safe_values = layout.take<Number>(f.blocks_.tile * width);
+            const Index most = std::max(
+                f.blocks_.copied, f.blocks_.panels > 1 ? f.blocks_.block + f.blocks_.tile : 0);
             keys.data = layout.take<Number>(f.key_rows_.in_place() ? 0 : most * f.problem_.key_dim);
             values.data = layout.take<Number>(f.value_rows_.in_place() ? 0 : most * width);
           }) {
@@ -187,7 +140,7 @@ class Forward {
     }
     Room room;
     Number *scores, *pairs, *safe_values;
-    Copy keys, values;
+    RowCopy<Number> keys, values;
     KeyRange copied{0, 0};  // where rows are copied, as many as these at once; none: a tile of them
     Scratch scratch;
   };
@@ -218,28 +171,16 @@ class Forward {
     bool written = false;  // whether the results are
   };
 
-  /// The rows of a tile, in place or in the copy.
+  /// The rows of a tile.
   Rows<Number> rows(const Workspace& space, const auto& source, Index head,
-                    const PanelScores<Number>& tile, Index width, Copy& copy) const {
-    const KeyRange wanted{tile.key, tile.key + tile.keys};
-    if (source.in_place()) {
-      return source.get(tile.batch, head, wanted.begin, tile.keys, copy.data);
-    }
-    const Index number = tile.batch * problem_.kv_heads + head;
-    if (copy.head != number || wanted.begin < copy.keys.begin || wanted.end > copy.keys.end) {
-      const KeyRange all = space.copied.begin < space.copied.end ? space.copied : wanted;
-      const auto read = source.get(tile.batch, head, all.begin, all.end - all.begin, copy.data);
-      if (read.data != copy.data) return {read[wanted.begin - all.begin], read.stride};
-      copy.head = number;
-      copy.keys = all;
-    }
-    return {copy.data + (wanted.begin - copy.keys.begin) * width, width};
+                    const PanelScores<Number>& tile, RowCopy<Number>& copy) const {
+    return source.get(tile.batch, head, {tile.key, tile.key + tile.keys}, space.copied, copy);
   }
 
   EIGEN_DONT_INLINE void attend(Workspace& space, Index batch, Index head,
                                 const typename Panels<Number>::Panel& panel) const {
     Walk walk(*this, space.room, space.scores, batch, head, panel);
-    space.copied = {0, copied_at_once_ == problem_.keys ? problem_.keys : 0};
+    space.copied = {0, blocks_.copied == problem_.keys ? problem_.keys : 0};
     take_keys(space, walk, problem_.keys);
     finish(walk);
   }
@@ -247,14 +188,14 @@ class Forward {
   /// `count` panels of a head from number `panel` on.
   EIGEN_DONT_INLINE void attend_side_by_side(Workspace& space, Index batch, Index head, Index panel,
                                              Index count) const {
-    std::optional<Room> room[length(walks)];
+    std::optional<Room> room[length(KeyBlocks<Number>::most_panels)];
     const Scratch scratch([&](Layout& layout) {
       for (Index n = 0; n < count; ++n) {
         if (!room[n]) room[n].emplace(*this);
         room[n]->lay(layout, *this);
       }
     });
-    std::optional<Walk> walk[length(walks)];
+    std::optional<Walk> walk[length(KeyBlocks<Number>::most_panels)];
     Index begin = problem_.keys, end = 0;
     for (Index n = 0; n < count; ++n) {
       room[n]->scorer.start();
@@ -262,10 +203,10 @@ class Forward {
       begin = std::min(begin, walk[n]->mask.begin());
       end = std::max(end, walk[n]->mask.end());
     }
-    for (Index k = begin; k < end; k += block_keys_) {
-      space.copied = {k, std::min(k + block_keys_ + tile_keys_, end)};
-      if (copied_at_once_ == problem_.keys) space.copied = {0, problem_.keys};
-      for (Index n = 0; n < count; ++n) take_keys(space, *walk[n], k + block_keys_);
+    for (Index k = begin; k < end; k += blocks_.block) {
+      space.copied = {k, std::min(k + blocks_.block + blocks_.tile, end)};
+      if (blocks_.copied == problem_.keys) space.copied = {0, problem_.keys};
+      for (Index n = 0; n < count; ++n) take_keys(space, *walk[n], k + blocks_.block);
     }
     for (Index n = 0; n < count; ++n) finish(*walk[n]);
   }
@@ -276,8 +217,8 @@ class Forward {
     const Index kv_head = problem_.kv_head(tile.head);
     Softmax& softmax = walk.softmax;
     auto& mask = walk.mask;
-    for (; tile.key < std::min(end, mask.end()); tile.key += tile_keys_) {
-      tile.keys = std::min(tile_keys_, mask.end() - tile.key);
+    for (; tile.key < std::min(end, mask.end()); tile.key += blocks_.tile) {
+      tile.keys = std::min(blocks_.tile, mask.end() - tile.key);
       const Coverage coverage = mask.tile(tile.key, tile.keys, space.pairs);
       if (coverage == Coverage::empty) continue;
 
@@ -289,7 +230,7 @@ class Forward {
         walk.tiles = 0;
       }
       alignas(64) Number largest[length(widest)];
-      const auto key = rows(space, key_rows_, kv_head, tile, problem_.key_dim, space.keys);
+      const auto key = rows(space, key_rows_, kv_head, tile, space.keys);
       walk.room.scorer.take_keys(key, tile.batch * problem_.kv_heads + kv_head, tile.key, tile.keys,
                                  problem_.keys);
       with_vectors(tile.lanes / L::size, [&]<int Vectors>() {
@@ -381,7 +322,7 @@ class Forward {
     const Index width = problem_.value_dim;
     const auto output = slab(call_.output.output, tile.batch, tile.head);
     if (!in_rows || tile.keys > few_keys || width % L::size != 0) return false;
-    const auto read = rows(space, value_rows_, kv_head, tile, width, space.values);
+    const auto read = rows(space, value_rows_, kv_head, tile, space.values);
     alignas(64) Number factor[length(widest)];
     const L factors_zero = output_factors(softmax, tile.head, tile.lanes, factor);
     const auto product = [&](const Rows<Number>& values, bool scale) {
@@ -455,7 +396,7 @@ class Forward {
     const PanelScores<Number>& tile = walk.tile;
     const auto& mask = walk.mask;
     const Number* const correction = walk.tiles > 0 ? walk.softmax.correction : nullptr;
-    const auto read = rows(space, value_rows_, kv_head, tile, width, space.values);
+    const auto read = rows(space, value_rows_, kv_head, tile, space.values);
     const auto add = [&](const Rows<Number>& values) {
       with_vectors(tile.lanes / L::size, [&]<int Vectors>() {
         if constexpr (!HidesNothing<Mask>) {
@@ -517,7 +458,7 @@ class Forward {
   Panels<Number> panels_;
   SourceRows<Number, typename Call::Keys> key_rows_;
   SourceRows<Number, typename Call::Values> value_rows_;
-  Index tile_keys_, block_keys_, most_walks_, copied_at_once_;
+  KeyBlocks<Number> blocks_;
 };
 
 }  // namespace heed::detail

@@ -4,8 +4,22 @@
 
 #include "heed/core/key_source.hpp"
 #include "heed/kernel/rows.hpp"
+#include "heed/policy/key_set.hpp"
 
 namespace heed::detail {
+
+/// A copy of rows of a head, and of which.
+template <class Number>
+struct RowCopy {
+  Number* data = nullptr;
+  Index batch = -1, head = -1;
+  KeyRange keys{0, 0};
+
+  bool holds(Index of_batch, Index of_head, const KeyRange& wanted) const {
+    return batch == of_batch && head == of_head && keys.begin <= wanted.begin &&
+           wanted.end <= keys.end;
+  }
+};
 
 /// Rows of keys or values as the register tiles read them, contiguous in themselves: where they
 /// lie, or in a copy.
@@ -41,6 +55,20 @@ class SourceRows {
       copy_rows(run, width_, buffer + at * width_);
     });
     return {buffer, width_};
+  }
+
+  /// Rows `wanted` of a head, in place or in the copy, which then holds `more`, or
+  /// them alone where that is empty. `more` holds them.
+  Rows<Number> get(Index batch, Index head, const KeyRange& wanted, const KeyRange& more,
+                   RowCopy<Number>& copy) const {
+    if (in_place()) return get(batch, head, wanted.begin, wanted.end - wanted.begin, copy.data);
+    if (!copy.holds(batch, head, wanted)) {
+      const KeyRange all = more.begin < more.end ? more : wanted;
+      const auto read = get(batch, head, all.begin, all.end - all.begin, copy.data);
+      if (read.data != copy.data) return {read[wanted.begin - all.begin], read.stride};
+      copy = {copy.data, batch, head, all};
+    }
+    return {copy.data + (wanted.begin - copy.keys.begin) * width_, width_};
   }
 
  private:
