@@ -99,6 +99,45 @@ TEST(Parallel, EveryErrorIsHandedOn) {
   }
 }
 
+TEST(Parallel, HelpThatComesTooLateStaysForTheNextJob) {
+  if (Seat::count() == 0) GTEST_SKIP() << "one processor: nobody stays awake";
+  Eigen::ThreadPool pool(2);
+  std::atomic<int> items{0};
+  const auto count = [&items](Index first, Index last) { items += static_cast<int>(last - first); };
+  const LoopBody body{[](const void* of, Index first, Index last) {
+                        (*static_cast<const decltype(count)*>(of))(first, last);
+                      },
+                      &count};
+  // A thread stays for a while only, so that this one may miss it, but not time after time.
+  bool stayed = false;
+  for (int round = 0; round < 10000 && !stayed; ++round) {
+    std::atomic<int> busy{0};
+    std::atomic<bool> over{false};
+    for (int thread = 0; thread < 2; ++thread) {
+      pool.Schedule([&] {
+        ++busy;
+        while (!over) std::this_thread::yield();
+        --busy;
+      });
+    }
+    while (busy < 2) std::this_thread::yield();
+    items = 0;
+    parallel_for(&pool, 2, count);
+    EXPECT_EQ(items, 2);  // the caller's own work
+    over = true;
+    while (busy > 0) std::this_thread::yield();
+    for (int look = 0; look < 10000 && !stayed; ++look) {
+      Job job(body, 1, 1);
+      for (Index seat = 0; seat < Seat::count() && !stayed; ++seat) {
+        if (!Seat::at(seat).offer(&pool, job)) continue;
+        stayed = true;
+        if (!Seat::at(seat).withdraw(&pool, job)) job.wait(1);
+      }
+    }
+  }
+  EXPECT_TRUE(stayed);
+}
+
 TEST(Select, LaneByLane) {
   EXPECT_EQ(heed::select(true, 1, 2), 1);
   float x[at(n)];

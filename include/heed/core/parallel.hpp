@@ -28,7 +28,10 @@ class Patience {
     asm volatile("yield");
 #endif
     // The clock takes longer than the pause.
-    return ++spins_ % 16 != 0 || std::chrono::steady_clock::now() < end_;
+    if (++spins_ % 16 != 0) return true;
+    // Who is waited for may have been woken on this very processor.
+    std::this_thread::yield();
+    return std::chrono::steady_clock::now() < end_;
   }
 
  private:
@@ -158,6 +161,20 @@ class Invitation {
  public:
   explicit Invitation(Job& job) : job_(job) {}
 
+  /// How many have accepted; nobody does from now on.
+  Index close() { return accepted_.exchange(-1); }
+
+  /// What a thread of the pool does with it. One that comes too late stays for the next job all the
+  /// same, as jobs that are shorter than a thread takes to wake would be without help for ever; but
+  /// not once for every invitation that has piled up meanwhile.
+  void take_up(const void* pool) {
+    static thread_local std::chrono::steady_clock::time_point left;
+    if (!accept() && sent_ < left) return;
+    Seat::linger(pool);
+    left = std::chrono::steady_clock::now();
+  }
+
+ private:
   bool accept() {
     for (Index before = accepted_; before >= 0;) {
       if (accepted_.compare_exchange_weak(before, before + 1)) {
@@ -167,11 +184,9 @@ class Invitation {
     }
     return false;
   }
-  /// How many have accepted; nobody does from now on.
-  Index close() { return accepted_.exchange(-1); }
 
- private:
   Job& job_;
+  const std::chrono::steady_clock::time_point sent_ = std::chrono::steady_clock::now();
   std::atomic<Index> accepted_{0};
 };
 
@@ -194,9 +209,7 @@ class Helpers {
     if (missing_ == 0) return;
     invitation_ = std::make_shared<Invitation>(job_);
     for (; missing_ > 0; --missing_) {
-      pool_->Schedule([invitation = invitation_, pool = pool_] {
-        if (invitation->accept()) Seat::linger(pool);
-      });
+      pool_->Schedule([invitation = invitation_, pool = pool_] { invitation->take_up(pool); });
     }
   }
   ~Helpers() {
