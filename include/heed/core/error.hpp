@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <concepts>
@@ -128,16 +129,16 @@ template <class Error = std::invalid_argument, class... Parts>
 /// check_extents of a shape of any rank.
 EIGEN_DONT_INLINE inline void check_extents(const char* function, const char* name,
                                             const Index* shape, std::size_t rank) {
-  Index room = std::numeric_limits<Index>::max() / 64;
+  Index size = 1;
   for (std::size_t axis = 0; axis < rank; ++axis) {
     if (shape[axis] < 0) {
       fail(function, name, " has a negative extent of ", shape[axis], " in axis ", axis,
            "; its shape is ", Part(shape, rank));
     }
-    if (shape[axis] > room) {
+    if (__builtin_mul_overflow(size, std::max<Index>(shape[axis], 1), &size) ||
+        size > std::numeric_limits<Index>::max() / 64) {
       fail(function, name, " of shape ", Part(shape, rank), " has too many elements");
     }
-    if (shape[axis] > 1) room /= shape[axis];
   }
 }
 

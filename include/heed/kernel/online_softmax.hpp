@@ -108,9 +108,10 @@ struct OnlineSoftmax {
   alignas(64) Scalar correction[length(lanes)];
 
   OnlineSoftmax() {
-    for (Index lane = 0; lane < lanes; ++lane) {
-      largest[lane] = -infinity;
-      sum[lane] = 0;
+#pragma GCC unroll 16
+    for (int v = 0; v < Widest; ++v) {
+      L(-infinity).store(largest + v * L::size);
+      L(Scalar(0)).store(sum + v * L::size);
     }
   }
 
