@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "heed/core/parallel.hpp"
 #include "heed/core/scratch.hpp"
 #include "heed/kernel/few_queries.hpp"
@@ -97,6 +99,30 @@ TEST(Parallel, EveryErrorIsHandedOn) {
     EXPECT_THROW(parallel_for(&pool, 5, [](Index, Index) { throw std::runtime_error("each"); }),
                  std::runtime_error);
   }
+}
+
+TEST(Parallel, SmallProductsAreNotShared) {
+  Eigen::ThreadPool pool(2);
+  const Index all = std::exchange(least_shared, 8 * 8 * 16);
+  // 8 x 16 times 16 x 8 has 8 * 8 * 16 multiply-adds; with a row less it has fewer.
+  EXPECT_EQ(pool_for(8 * 8 * 16, &pool), &pool);
+  EXPECT_EQ(pool_for(7 * 8 * 16, &pool), nullptr);
+  for (const Index rows : {7, 8}) {
+    const std::vector<float> a = numbers(rows * 16), b = numbers(16 * 8, 1);
+    std::vector<float> c(at(rows * 8));
+    const View<const float, 4> left{a.data(), {1, 1, rows, 16}, {0, 0, 16, 1}},
+        right{b.data(), {1, 1, 16, 8}, {0, 0, 8, 1}};
+    const View<float, 4> product{c.data(), {1, 1, rows, 8}, {0, 0, 8, 1}};
+    multiply(left, right, product, &pool);
+    for (Index i = 0; i < rows; ++i) {
+      for (Index j = 0; j < 8; ++j) {
+        double sum = 0;
+        for (Index d = 0; d < 16; ++d) sum += double{a[at(i * 16 + d)]} * double{b[at(d * 8 + j)]};
+        EXPECT_EQ(c[at(i * 8 + j)], sum);  // whole numbers
+      }
+    }
+  }
+  least_shared = all;
 }
 
 TEST(Parallel, HelpThatComesTooLateStaysForTheNextJob) {

@@ -14,12 +14,16 @@
 #include <string>
 #include <vector>
 
+#include "heed/core/parallel.hpp"
 #include "heed/simd/lanes.hpp"
 #include "heed/tensor.hpp"
 
 /// The witness that the tests compare with: loops over Eigen tensors that use nothing of heed but
 /// names of types, random inputs, and comparisons that NaN fails.
 namespace heed::test {
+
+/// Threads share the smallest of products.
+inline const bool all_is_shared = (detail::least_shared = 0) == 0;
 
 using Shape = std::array<Index, 4>;  // (batch, heads, rows, columns)
 

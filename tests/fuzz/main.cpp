@@ -7,6 +7,7 @@
 #include <Eigen/Core>
 
 #include "fuzz/draw.hpp"
+#include "heed/core/parallel.hpp"
 
 /// With libFuzzer (clang++ -fsanitize=fuzzer -DHEED_LIBFUZZER) the target, else a program:
 ///
@@ -28,6 +29,7 @@ void run(const std::uint8_t* data, std::size_t size, int kind = -1) {
   constexpr auto kinds = std::size(heed::fuzz::kinds);
   if (size == 0) return;
   believe_in_caches(data[size - 1] % 2 == 0);
+  heed::detail::least_shared = 0;  // threads share the smallest of products
   const auto chosen = kind < 0 ? data[0] % kinds : static_cast<std::size_t>(kind);
   try {
     heed::fuzz::Draw draw(data + 1, size - 1);

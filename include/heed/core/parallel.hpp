@@ -231,6 +231,15 @@ class Helpers {
   std::shared_ptr<Invitation> invitation_;
 };
 
+/// A product of fewer multiply-adds, some 3 microseconds of one thread, is not shared: that brings
+/// little where the others are awake, and costs ten times as much where they are not. (Tests set it
+/// to 0, so that small shapes are shared as well.)
+inline Index least_shared = Index(1) << 17;
+inline Eigen::ThreadPoolInterface* pool_for(double multiply_adds,
+                                            Eigen::ThreadPoolInterface* pool) {
+  return multiply_adds < static_cast<double>(least_shared) ? nullptr : pool;
+}
+
 /// parallel_for, once for all bodies.
 EIGEN_DONT_INLINE inline void run_on_pool(Eigen::ThreadPoolInterface* pool, Index items,
                                           LoopBody body) {

@@ -109,6 +109,9 @@ void run_engine(const Engine& engine, Eigen::ThreadPoolInterface* pool) {
   if constexpr (OnPool<Engine>) {
     engine.run(pool);
   } else {
+    if constexpr (requires { engine.multiply_adds(); }) {
+      pool = pool_for(engine.multiply_adds(), pool);
+    }
     parallel_for(pool, engine.pieces(),
                  [&engine](Index first, Index last) { engine.run(first, last); });
   }

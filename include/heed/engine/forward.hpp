@@ -71,6 +71,12 @@ class Forward {
 
   /// A piece is one panel of one head.
   Index pieces() const { return problem_.entries() * problem_.heads * panels_.count; }
+  double multiply_adds() const
+    requires(is_product<typename Score::Similarity>)
+  {
+    return static_cast<double>(problem_.entries() * problem_.heads * problem_.queries) *
+           static_cast<double>(problem_.keys * (problem_.key_dim + problem_.value_dim));
+  }
   void run(Index first, Index last) const {
     Workspace space(*this);
     for (Index item = first; item < last;) {

@@ -276,11 +276,17 @@ void multiply(const View<A, 4>& a, const View<BElement, 4>& b, const View<C, 4>&
 /// any, are called for every block of their c; see there.
 template <class AElement, class B, class C>
 void multiply(const View<AElement, 4>& left_factor, std::span<const RightFactor<B, C>> factors,
-              Eigen::ThreadPoolInterface* pool) {
+              Eigen::ThreadPoolInterface* offered) {
   using A = std::remove_const_t<AElement>;
   using Accumulate = Accumulator<A>;
   const View<const A, 4> a = left_factor;
   const Index m = a.shape[2], k = a.shape[3], heads = a.shape[1], matrices = a.shape[0] * heads;
+  double multiply_adds = 0;
+  for (const auto& factor : factors) {
+    multiply_adds += static_cast<double>(factor.c.size()) * static_cast<double>(k);
+  }
+  Eigen::ThreadPoolInterface* const pool =
+      Laned<Accumulate> ? pool_for(multiply_adds, offered) : offered;
   if constexpr (Laned<Accumulate>) {
     // Decided by each whole product, never by a thread's share or by what is beside it.
     const auto all = [&](const auto& suits) {
