@@ -56,10 +56,12 @@ class FewRows {
     const A* left[length(Rows_)];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows_; ++r) left[r] = a[i + r];
-    // Few rows of b at a time, so that b, which is large, is read as one stream; four where less is
-    // read of each, as two sums would wait for each other.
+    // Few rows of b at a time, so that b, which is large, is read as one stream. Two sums take a
+    // vector of each in the time of a multiply-add, enough with 64 bytes of numbers of their type;
+    // where less is read, they would wait for each other.
     constexpr bool narrow = sizeof(B) < sizeof(Accumulator);
-    constexpr int streams = std::min(Rows_ < 4 && !narrow ? 2 : 4, Columns);
+    constexpr bool two = Rows_ < 4 && L::size * sizeof(B) >= 64;
+    constexpr int streams = std::min(two ? 2 : 4, Columns);
     static_assert(Columns % streams == 0);
     constexpr Index line = 64 / static_cast<Index>(sizeof(B));
     for (int first = 0; first < Columns; first += streams) {

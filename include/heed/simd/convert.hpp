@@ -28,7 +28,14 @@ EIGEN_ALWAYS_INLINE Lanes<Scalar> load_widened(const Stored* from) {
   using Packet = typename Eigen::internal::packet_traits<Stored>::type;
   if constexpr (std::is_same_v<Stored, Scalar>) {
     return L::load(from);
-#if defined(__AVX512F__)  // whose 16 lanes g++ 12 would widen in halves and join, in four shuffles
+    // Lanes that g++ 12 would widen in halves and join, in four instructions and more.
+#if defined(__AVX2__)
+  } else if constexpr (widens_by_shift<Scalar, Stored> && L::size == 8) {
+    const auto* const upper = reinterpret_cast<const __m128i*>(from);
+    return L::of(
+        _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(upper)), 16)));
+#endif
+#if defined(__AVX512F__)
   } else if constexpr (widens_by_shift<Scalar, Stored> && L::size == 16) {
     const auto* const upper = reinterpret_cast<const __m256i*>(from);
     return L::of(_mm512_castsi512_ps(
