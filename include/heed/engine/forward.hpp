@@ -71,6 +71,7 @@ class Forward {
 
   /// A piece is one panel of one head.
   Index pieces() const { return problem_.entries() * problem_.heads * panels_.count; }
+  /// Of all pieces, by which few are not shared; scores that are no products take far longer.
   double multiply_adds() const
     requires(is_product<typename Score::Similarity>)
   {
