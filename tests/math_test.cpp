@@ -141,5 +141,13 @@ TYPED_TEST(MathOn, Tanh) {
   EXPECT_TRUE(std::isnan(f(std::numeric_limits<TypeParam>::quiet_NaN())));
 }
 
+TEST(MathOfFloats, NoTanhIsAboveOne) {
+  // All floats up to past where it rounds to 1.
+  using L = detail::Lanes<float>;
+  L most(0);
+  for (float x = 4; x < 9.1F; x = std::nextafter(x, 10.F)) most = max(most, tanh(L(x)));
+  EXPECT_EQ(largest_lane(most), 1);
+}
+
 }  // namespace
 }  // namespace heed::test
