@@ -152,6 +152,10 @@ TEST(Extremes, WhatHasNoWeightKeepsNoneThroughModifiers) {
                       return exp(s);  // 0 of -infinity
                     })),
               1.5, 1e-6);
+  EXPECT_NEAR(check(boxcar(1) | score_mod([](auto s, auto, auto, auto, auto) {
+                      return s - s;  // NaN of -infinity
+                    })),
+              1.5, 1e-6);
   check(triangular(1) | softcap(2));
 }
 
