@@ -12,14 +12,19 @@
 
 namespace heed::detail {
 
-/// What turns differences of scores, which are at most 0, into weights.
+/// What turns differences of scores, which are at most 0, into weights: e^x within a rounding of 1,
+/// as weights meet in sums, and exactly 1 for 0.
 template <class Unit, class Scalar, std::size_t N>
 EIGEN_ALWAYS_INLINE void weigh(Lanes<Scalar> (&x)[N]) {
+  using L = Lanes<Scalar>;
   if constexpr (Unit::binary == 1) {
     exp2_nonpositive(x);
   } else {
     static_assert(Unit::binary == log2_e);
-    exp_nonpositive(x);
+    // x e^x is no more than 0.37, so that 1.3e-8 of x is a tenth of a rounding.
+    exp2_of_parts(x, [](L y) __attribute__((always_inline)) {
+      return Split<Scalar>::of_natural_nearly(max(y, L(-Split<Scalar>::bias * ln_2)));
+    });
   }
 }
 
