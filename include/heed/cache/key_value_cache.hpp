@@ -19,6 +19,7 @@
 
 namespace heed {
 
+/// A KeyValueCache of `batch` sequences, with key_dim and value_dim features for each of kv_heads.
 struct CacheConfig {
   Index batch = 1, kv_heads = 1, key_dim = 0, value_dim = 0;
   /// Tokens that there is room for. With a window, sequences go on for ever; room beyond

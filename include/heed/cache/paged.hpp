@@ -21,6 +21,7 @@
 
 namespace heed {
 
+/// A PagePool, with key_dim and value_dim features of a token for each of kv_heads.
 struct PagePoolConfig {
   Index pages = 0, page_size = 16;  ///< tokens of a page
   Index kv_heads = 1, key_dim = 0, value_dim = 0;

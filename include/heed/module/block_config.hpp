@@ -8,6 +8,7 @@
 
 namespace heed {
 
+/// The parts of a TransformerBlock and how they are joined.
 struct BlockConfig {
   MultiHeadConfig attention{};  ///< of x to itself: key_dim and value_dim are embed_dim
   MlpConfig mlp{};              ///< dim 0: embed_dim

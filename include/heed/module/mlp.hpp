@@ -26,6 +26,7 @@ namespace heed {
 template <class Scalar>
 struct TransformerBlock;
 
+/// The widths and the kind of an Mlp.
 struct MlpConfig {
   Index dim = 0;         ///< width of inputs and outputs
   Index hidden_dim = 0;  ///< width between the projections; 0: 4 dim

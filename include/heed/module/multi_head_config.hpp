@@ -12,6 +12,7 @@
 
 namespace heed {
 
+/// The widths and heads of a MultiHeadAttention, and what is done to its queries and keys.
 struct MultiHeadConfig {
   Index embed_dim = 0;     ///< width of queries and outputs
   Index num_heads = 1;     ///< divides embed_dim, unless head_dim is given

@@ -19,6 +19,7 @@
 
 namespace heed {
 
+/// What attention_with_weights gives.
 template <class Output, class Weights>
 struct WeightedAttention {
   Output output;
@@ -26,6 +27,7 @@ struct WeightedAttention {
   Weights weights;
 };
 
+/// What attention_forward gives and attention_backward takes.
 template <class Output, class LogSumExp>
 struct AttentionPass {
   Output output;

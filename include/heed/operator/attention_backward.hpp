@@ -15,6 +15,7 @@
 
 namespace heed {
 
+/// Gradients by the query, key and value of a call, each of the shape of what it belongs to.
 template <class Query, class Key, class Value>
 struct AttentionGradients {
   Query query;
