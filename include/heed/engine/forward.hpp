@@ -316,9 +316,12 @@ class Forward {
   }
 
   /// Keys up to which a panel's results are computed as rows, where turning them would take long:
-  /// vectors of 64 bytes are turned by one unit of the processor.
-  static constexpr bool in_rows = sizeof(typename L::Packet) == 64;
-  static constexpr Index few_keys = 96;
+  /// vectors of 64 bytes are turned by one unit of the processor. Of those of 32 bytes three side
+  /// by side make register tiles as good as the ones of rows, which then gain on few keys alone.
+  static constexpr Index few_keys(Index lanes) {
+    constexpr auto bytes = sizeof(typename L::Packet);
+    return bytes < 32 ? 0 : bytes == 32 && lanes == widest ? 48 : 96;
+  }
 
   /// Writes the results of a panel that sees no other tile, with lanes over features: they need not
   /// be turned, and lanes that are no queries cost nothing. False where this does not suit.
@@ -328,27 +331,25 @@ class Forward {
     Softmax& softmax = walk.softmax;
     const Index width = problem_.value_dim;
     const auto output = slab(call_.output.output, tile.batch, tile.head);
-    if (!in_rows || tile.keys > few_keys || width % L::size != 0) return false;
+    if (tile.keys > few_keys(tile.lanes) || width % L::size != 0 || output.column_stride != 1) {
+      return false;
+    }
     const auto read = rows(space, value_rows_, kv_head, tile, space.values);
     alignas(64) Number factor[length(widest)];
     const L factors_zero = output_factors(softmax, tile.head, tile.lanes, factor);
-    const auto product = [&](const Rows<Number>& values, bool scale) {
+    const auto product = [&](const Rows<Number>& values) {
       L zero = factors_zero;
       for (Index first = 0; first < tile.lanes; first += L::size) {
-        const L each = L::load(factor + first);
-        const Index keys = mask.stair(static_cast<int>(first / L::size));
-        Number* const weights = tile.scores + first;
-        for (Index j = 0; scale && j < keys; ++j) {
-          (L::load(weights + j * tile.lanes) * each).store(weights + j * tile.lanes);
-        }
-        zero += weighted_rows(weights, tile.lanes, std::min(L::size, tile.queries - first), keys,
-                              values, width, output, tile.query + first);
+        zero += weighted_rows(tile.scores + first, factor + first, tile.lanes,
+                              std::min(L::size, tile.queries - first),
+                              mask.stair(static_cast<int>(first / L::size)), values, width,
+                              output.at(tile.query + first, 0), output.row_stride);
       }
       return sum_of_lanes(zero) == 0;
     };
-    bool finite = product(read, true);
+    bool finite = product(read);
     if (!finite && coverage == Coverage::partial && !edges_finite(read, tile.keys, width, mask)) {
-      finite = product(finite_rows(read, tile.keys, width, space.safe_values), false);
+      finite = product(finite_rows(read, tile.keys, width, space.safe_values));
       // Who sees a row that is not finite is computed again by the definition.
       for_each_sight_not_finite(read, tile.keys, width, tile.lanes, mask, [&](Index, Index lane) {
         factor[lane] = std::numeric_limits<Number>::quiet_NaN();

@@ -142,72 +142,76 @@ EIGEN_DONT_INLINE void add_product(const Scalar* panel, const Rows<Scalar>& x, I
   });
 }
 
-/// The lanes, `stride` apart.
-template <class Accumulator, class Scalar>
-EIGEN_DONT_INLINE void store_apart(const Lanes<Accumulator>& x, Scalar* to, Index stride) {
-  Accumulator numbers[length(Lanes<Accumulator>::size)];
-  x.store(numbers);
-  for (Index lane = 0; lane < Lanes<Accumulator>::size; ++lane) {
-    to[lane * stride] = static_cast<Scalar>(numbers[lane]);
-  }
+/// rows[i][c] = factor[i] * sum over j < keys of weights[j][i] * values[j][c], for i < count and c
+/// < Vectors * L::size. `weights` has `lanes` numbers for each key; rows of results are `stride`
+/// apart. Returns zeros, or NaN where a result is NaN or infinite.
+template <int Vectors, class Accumulator, class Scalar>
+EIGEN_DONT_INLINE Lanes<Accumulator> weighted_rows(const Accumulator* weights,
+                                                   const Accumulator* factor, Index lanes,
+                                                   Index count, Index keys,
+                                                   Rows<Accumulator> values, Scalar* rows,
+                                                   Index stride) {
+  using L = Lanes<Accumulator>;
+  L zero(0);
+  for_each_tile<tile_rows<Vectors>>(count, [&]<int Count>(Index i) __attribute__((always_inline)) {
+    L sum[length(Count)][length(Vectors)];
+#pragma GCC unroll 16
+    for (auto& row : sum) {
+#pragma GCC unroll 16
+      for (L& vector : row) vector = L(0);
+    }
+    const Accumulator *weight = weights + i, *value = values.data;
+#pragma GCC unroll 4
+    for (Index j = 0; j < keys; ++j) {
+      L vector[length(Vectors)];
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) {
+        vector[v] = L::load(value + j * values.stride + v * L::size).pinned();
+      }
+#pragma GCC unroll 24
+      for (int r = 0; r < Count; ++r) {
+        const L broadcast(weight[j * lanes + r]);
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(vector[v], broadcast, sum[r][v]);
+      }
+    }
+    L found[length(Vectors)];  // a chain of additions for each, beside the stores
+#pragma GCC unroll 16
+    for (L& vector : found) vector = L(0);
+    Scalar* to = rows + i * stride;
+#pragma GCC unroll 24
+    for (int r = 0; r < Count; ++r, to += stride) {
+      const L each(factor[i + r]);
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) {
+        const L result = sum[r][v] * each;
+        found[v] = fma(result, L(0), found[v]);
+        store_narrowed(result, to + v * L::size);
+      }
+    }
+#pragma GCC unroll 16
+    for (const L& vector : found) zero += vector;
+  });
+  return zero;
 }
 
-/// x(first + i, c) = sum over j < keys of weights[j][i] * values[j][c], for i < count and c <
-/// width, a multiple of L::size: rows of results, which need not be turned. `weights` has `lanes`
-/// numbers for each key. Returns zeros, or NaN where a result is NaN or infinite.
+/// That for all columns c < width, a multiple of L::size: rows of results, which need not be
+/// turned.
 template <class Accumulator, class Scalar>
-Lanes<Accumulator> weighted_rows(const Accumulator* weights, Index lanes, Index count, Index keys,
-                                 const Rows<Accumulator>& values, Index width,
-                                 const Slab<Scalar>& x, Index first) {
-  using L = Lanes<Accumulator>;
+Lanes<Accumulator> weighted_rows(const Accumulator* weights, const Accumulator* factor, Index lanes,
+                                 Index count, Index keys, const Rows<Accumulator>& values,
+                                 Index width, Scalar* rows, Index stride) {
   const Panels<Accumulator> panels(width);
-  L zero[2] = {0, 0};
+  Lanes<Accumulator> zero(0);
   for (Index p = 0; p < panels.count; ++p) {
     const auto panel = panels[p];
     with_vectors(panel.vectors, [&]<int Vectors>() {
-      for_each_tile<tile_rows<Vectors>>(
-          count, [&]<int Rows>(Index i) __attribute__((always_inline)) {
-            L sum[length(Rows)][length(Vectors)];
-#pragma GCC unroll 16
-            for (auto& row : sum) {
-#pragma GCC unroll 16
-              for (L& vector : row) vector = L(0);
-            }
-            const Accumulator* weight = weights + i;
-            const Accumulator* value = values.data + panel.first;
-#pragma GCC unroll 4
-            for (Index j = 0; j < keys; ++j) {
-              L vector[length(Vectors)];
-#pragma GCC unroll 16
-              for (int v = 0; v < Vectors; ++v) {
-                vector[v] = L::load(value + j * values.stride + v * L::size).pinned();
-              }
-#pragma GCC unroll 24
-              for (int r = 0; r < Rows; ++r) {
-                const L broadcast(weight[j * lanes + r]);
-#pragma GCC unroll 16
-                for (int v = 0; v < Vectors; ++v) {
-                  sum[r][v] = fma(vector[v], broadcast, sum[r][v]);
-                }
-              }
-            }
-#pragma GCC unroll 24
-            for (int r = 0; r < Rows; ++r) {
-              Scalar* to = x.at(first + i + r, panel.first);
-#pragma GCC unroll 16
-              for (int v = 0; v < Vectors; ++v) {
-                zero[v % 2] = fma(sum[r][v], L(0), zero[v % 2]);
-                if (x.column_stride == 1) {
-                  store_narrowed(sum[r][v], to + v * L::size);
-                } else {
-                  store_apart(sum[r][v], to + v * L::size * x.column_stride, x.column_stride);
-                }
-              }
-            }
-          });
+      zero += weighted_rows<Vectors>(weights, factor, lanes, count, keys,
+                                     {values[0] + panel.first, values.stride}, rows + panel.first,
+                                     stride);
     });
   }
-  return zero[0] + zero[1];
+  return zero;
 }
 
 }  // namespace heed::detail
