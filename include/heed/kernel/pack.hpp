@@ -64,10 +64,11 @@ EIGEN_ALWAYS_INLINE void transpose_half(const Scalar* from, Index from_stride, S
 /// Lays `count` rows of x side by side, panel[column][lane] = x(first + lane, column): the lanes of
 /// one vector are then one feature of neighbouring queries. Lanes from count on repeat the last
 /// row, so that they hold ordinary numbers. `lanes` is the width of the panel. Everything is
-/// multiplied by the factor.
+/// multiplied by the factor. The slab is a copy, which stays in registers: for all the compiler
+/// knows, the stores of vectors might change what a reference refers to.
 template <class Accumulator, class Scalar>
-EIGEN_DONT_INLINE void pack_lanes(const Slab<const Scalar>& x, Index first, Index count,
-                                  Index columns, Index lanes, Accumulator* panel,
+EIGEN_DONT_INLINE void pack_lanes(Slab<const Scalar> x, Index first, Index count, Index columns,
+                                  Index lanes, Accumulator* panel,
                                   Accumulator factor = Accumulator(1)) {
   constexpr Index n = Lanes<Accumulator>::size;
   for (Index lane = 0; lane < lanes; lane += n) {
@@ -111,7 +112,7 @@ EIGEN_DONT_INLINE void pack_lanes(const Slab<const Scalar>& x, Index first, Inde
 /// zeros, or NaN where the panel holds NaN or infinity in the vectors of these lanes.
 template <class Accumulator, class Scalar>
 Lanes<Accumulator> unpack_lanes(const Accumulator* panel, const Accumulator* factor, Index lanes,
-                                Index count, Index columns, const Slab<Scalar>& x, Index first) {
+                                Index count, Index columns, Slab<Scalar> x, Index first) {
   using L = Lanes<Accumulator>;
   constexpr Index n = L::size;
   L zero[4] = {0, 0, 0, 0};  // times 0, NaN and infinity are NaN
