@@ -144,6 +144,36 @@ TEST(Views, OfAnyStride) {
   }
 }
 
+// Results of few keys take a way of their own to rows of whole vectors: every width of panel, on
+// either side of where that ends, along rows and along columns, and not a number beside them.
+TEST(Views, OfResultsInTheMidstOfOthers) {
+  const auto some = [](Index, Index, Index i, Index j) { return j == 0 || (i + j) % 3 != 0; };
+  for (const Index queries : {1, 7, 9, 16, 17, 24, 33}) {
+    for (const Index keys : {1, 15, 48, 49, 96, 97}) {
+      for (const Index width : {8, 24, 32, 40}) {
+        const Inputs in({.queries = queries, .keys = keys, .dim = 9, .width = width});
+        const auto q = make<float, 4>(in.query), k = make<float, 4>(in.key),
+                   v = make<float, 4>(in.value);
+        const auto expect_written = [&](const auto& mask, const auto& allowed) {
+          const Expected<float> expected(in.query, in.key, in.value, scaled_dot(), allowed);
+          for (const bool along_rows : {true, false}) {
+            Matrix<float> around = Matrix<float>::Constant(queries + 2, width + 3, 77);
+            const Index stride = along_rows ? width + 3 : queries + 2;
+            const View<float, 4> out{around.data() + stride + 1,
+                                     {1, 1, queries, width},
+                                     {0, 0, along_rows ? stride : 1, along_rows ? 1 : stride}};
+            attention_into(out, q, k, v, scaled_dot_product(), mask);
+            EXPECT_TRUE(expected.accepts(out)) << queries << " " << keys << " " << width;
+            EXPECT_EQ((around.array() == 77).count(), around.size() - queries * width);
+          }
+        };
+        expect_written(no_mask(), everything());
+        expect_written(mask_if(some), some);
+      }
+    }
+  }
+}
+
 // A key and a value shared by every batch entry, head and position through strides of 0.
 TEST(Views, OfRepeatedAxes) {
   const Inputs in(
