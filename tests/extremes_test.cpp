@@ -103,6 +103,28 @@ TEST(Extremes, LogitsAndValuesNearTheLargestNumber) {
   EXPECT_NEAR(attention(q, k, v, dot_product())(4, 4), huge, 1e-5F * huge);
 }
 
+TEST(Extremes, LogitsNearTheLowestNumber) {
+  // In binary digits -2.5e38 is -3.6e38, which is no float. All scores are that, so that their
+  // weights are 1/40; then key 7 has -2.4e38, and the whole weight.
+  const Matrix<float> q = Matrix<float>::Identity(1, 16).replicate(33, 1);
+  const Matrix<float> v = Matrix<float>::Random(40, 16);
+  Matrix<float> k = Matrix<float>::Zero(40, 16);
+  k.col(0).setConstant(-2.5e38F);
+  expect_agreement(q, k, v, dot_product());
+  EXPECT_NEAR(attention(q, k, v, dot_product())(20, 3), v.col(3).mean(), 1e-6);
+  EXPECT_EQ(attention_forward(q, k, v, dot_product()).log_sum_exp(32), -2.5e38F);
+  k(7, 0) = -2.4e38F;
+  expect_agreement(q, k, v, dot_product());
+  EXPECT_NEAR(attention(q, k, v, dot_product())(20, 3), v(7, 3), 1e-6);
+  // Queries that a mask leaves no key have none: of 33 the first 25, as those after see keys from
+  // 0 on.
+  const auto some =
+      attention(q, k, v, dot_product(),
+                mask_if([](Index, Index, Index i, Index j) { return j < 40 * (i / 25); }));
+  EXPECT_TRUE((some.topRows(25).array() == 0).all());
+  EXPECT_NEAR(some(25, 3), v(7, 3), 1e-6);
+}
+
 TEST(Extremes, GradientsOfLogitsNearTheLargestNumber) {
   // All scores are 3e38, and so is the log of the sum of their powers, as log(40) is far below its
   // last digit: the weights that come from it are 1, and each value takes all of dO.
@@ -112,6 +134,10 @@ TEST(Extremes, GradientsOfLogitsNearTheLargestNumber) {
   EXPECT_EQ(pass.log_sum_exp(32), huge);
   const auto gradients = attention_backward(q, k, v, pass, ones, dot_product());
   EXPECT_TRUE((gradients.value.array() == 33).all());
+  const Matrix<float> low = -k;
+  const auto of_low = attention_forward(q, low, v, dot_product());
+  EXPECT_TRUE(
+      (attention_backward(q, low, v, of_low, ones, dot_product()).value.array() == 33).all());
 }
 
 TEST(Extremes, APanelKeepsTheBitsOfItsFiniteQueries) {

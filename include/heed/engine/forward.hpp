@@ -358,7 +358,7 @@ class Forward {
     }
     write_log_sum_exp(softmax, tile);
     if (!finite) {
-      define(tile, [&](Index lane) {
+      define(tile, softmax, [&](Index lane) {
         Number sum = factor[lane] * 0;
         for (Index c = 0; c < width; ++c) {
           sum += static_cast<Number>(output(tile.query + lane, c)) * 0;
@@ -370,7 +370,8 @@ class Forward {
   }
 
   /// What sums of values are multiplied by, for each lane, once the sinks have joined the softmax.
-  /// Returns zeros, or NaN where a factor is not finite.
+  /// Returns zeros, or NaN where a factor is not finite, or no score counts that may be out of
+  /// range.
   EIGEN_DONT_INLINE L output_factors(Softmax& softmax, Index head, Index lanes,
                                      Number* factor) const {
     L zero(0);
@@ -381,6 +382,11 @@ class Forward {
       const L f = softmax.normaliser(v, static_cast<Number>(call_.dropout.scale())) * fade;
       f.store(factor + v * L::size);
       zero = fma(f, L(0), zero);
+      if constexpr (lacks_range) {
+        constexpr Number infinity = std::numeric_limits<Number>::infinity();
+        zero = select(L::load(softmax.largest + v * L::size) == L(-infinity),
+                      L(std::numeric_limits<Number>::quiet_NaN()), zero);
+      }
     }
     return zero;
   }
@@ -444,8 +450,9 @@ class Forward {
     zero += unpack_lanes(sums, factor, lanes, tile.queries, width,
                          slab(call_.output.output, tile.batch, tile.head), tile.query);
     write_log_sum_exp(walk.softmax, tile);
-    if (!(sum_of_lanes(zero) == 0)) {
-      define(tile, [&](Index lane) {
+    // A panel without a tile sees no key.
+    if ((walk.tiles > 0 || walk.joined) && !(sum_of_lanes(zero) == 0)) {
+      define(tile, walk.softmax, [&](Index lane) {
         Number sum = factor[lane] * 0;
         for (Index c = 0; c < width; ++c) sum += sums[c * lanes + lane] * 0;
         return sum;
@@ -453,11 +460,23 @@ class Forward {
     }
   }
 
-  /// Those queries of a panel once more, by the definition, for which zero(lane) is NaN.
-  EIGEN_DONT_INLINE void define(const PanelScores<Number>& tile, const auto& zero) const {
-    ReferenceRow<Call> row(call_);
+  /// In binary units products below -2^128 ln 2 (doubles: -2^1024 ln 2) are -infinity. Other scores
+  /// may well be -infinity by themselves.
+  static constexpr bool lacks_range = Unit::binary == 1 && is_product<typename Score::Similarity>;
+
+  /// Those queries of a panel once more, by the definition, for which zero(lane) is NaN, and those
+  /// that see keys of which none counts.
+  EIGEN_DONT_INLINE void define(const PanelScores<Number>& tile, const Softmax& softmax,
+                                const auto& zero) const {
+    std::optional<ReferenceRow<Call>> row;
     for (Index lane = 0; lane < tile.queries; ++lane) {
-      if (!(zero(lane) == 0)) row.attend(tile.batch, tile.head, tile.query + lane);
+      const Index query = tile.query + lane;
+      if (!(zero(lane) == 0) ||
+          (lacks_range && softmax.largest[lane] == -std::numeric_limits<Number>::infinity() &&
+           sees_any(call_.mask, tile.batch, tile.head, query, problem_.keys))) {
+        if (!row) row.emplace(call_);
+        row->attend(tile.batch, tile.head, query);
+      }
     }
   }
 

@@ -109,4 +109,12 @@ EIGEN_ALWAYS_INLINE void for_each_visible(const BoundMask& mask, const Set& row,
   });
 }
 
+template <class BoundMask>
+bool sees_any(const BoundMask& mask, Index b, Index h, Index i, Index keys) {
+  bool any = false;
+  for_each_visible_run(mask, mask.row(b, h, i), b, h, i, Index(0), keys,
+                       [&any](Index, Index) { any = true; });
+  return any;
+}
+
 }  // namespace heed
