@@ -1,10 +1,13 @@
 #pragma once
 
+#include <limits>
+
 #include "heed/core/key_source.hpp"
 #include "heed/core/parallel.hpp"
 #include "heed/core/view.hpp"
 #include "heed/policy/contract.hpp"
 #include "heed/policy/dropout.hpp"
+#include "heed/policy/key_set.hpp"
 #include "heed/policy/problem.hpp"
 
 namespace heed::detail {
@@ -34,6 +37,21 @@ struct BoundCall {
   const Dropout& dropout;
   const Output& output;
 };
+
+/// In binary units products below -2^128 ln 2 (doubles: -2^1024 ln 2) are -infinity. Other scores
+/// may well be -infinity by themselves.
+template <class Score>
+inline constexpr bool lacks_range =
+    Score::Unit::binary == 1 && is_product<typename Score::Similarity>;
+
+/// Whether that is why none of the keys that a query sees counts, where `largest` is the largest of
+/// its scores.
+template <class Call>
+bool out_of_range(const Call& call, typename Call::Number largest, Index b, Index h, Index i) {
+  return lacks_range<typename Call::Score> &&
+         largest == -std::numeric_limits<typename Call::Number>::infinity() &&
+         sees_any(call.mask, b, h, i, call.problem.keys);
+}
 
 /// Where the forward pass writes. log_sum_exp (batch, heads, queries) is a view of nothing where it
 /// is not wanted.

@@ -375,11 +375,8 @@ class Decode {
                   [&](Number logit) { fade *= total.absorb_score(logit); });
     const Number factor =
         *total.sum == 0 ? 0 : static_cast<Number>(call_.dropout.scale()) / *total.sum * fade;
-    // In binary units products below -2^128 ln 2 are -infinity, see Forward.
-    const bool lost = Unit::binary == 1 && is_product<typename Score::Similarity> &&
-                      *total.largest == -std::numeric_limits<Number>::infinity() &&
-                      sees_any(call_.mask, at.batch, at.head, at.query, problem_.keys);
-    if (lost || !(factor * 0 == 0 && all_finite(total.output, problem_.value_dim))) {
+    if (out_of_range(call_, *total.largest, at.batch, at.head, at.query) ||
+        !(factor * 0 == 0 && all_finite(total.output, problem_.value_dim))) {
       return ReferenceRow<Call>(call_).attend(at.batch, at.head, at.query);
     }
     for (Index c = 0; c < problem_.value_dim; ++c) {

@@ -382,7 +382,7 @@ class Forward {
       const L f = softmax.normaliser(v, static_cast<Number>(call_.dropout.scale())) * fade;
       f.store(factor + v * L::size);
       zero = fma(f, L(0), zero);
-      if constexpr (lacks_range) {
+      if constexpr (lacks_range<Score>) {
         constexpr Number infinity = std::numeric_limits<Number>::infinity();
         zero = select(L::load(softmax.largest + v * L::size) == L(-infinity),
                       L(std::numeric_limits<Number>::quiet_NaN()), zero);
@@ -460,10 +460,6 @@ class Forward {
     }
   }
 
-  /// In binary units products below -2^128 ln 2 (doubles: -2^1024 ln 2) are -infinity. Other scores
-  /// may well be -infinity by themselves.
-  static constexpr bool lacks_range = Unit::binary == 1 && is_product<typename Score::Similarity>;
-
   /// Those queries of a panel once more, by the definition, for which zero(lane) is NaN, and those
   /// that see keys of which none counts.
   EIGEN_DONT_INLINE void define(const PanelScores<Number>& tile, const Softmax& softmax,
@@ -472,8 +468,7 @@ class Forward {
     for (Index lane = 0; lane < tile.queries; ++lane) {
       const Index query = tile.query + lane;
       if (!(zero(lane) == 0) ||
-          (lacks_range && softmax.largest[lane] == -std::numeric_limits<Number>::infinity() &&
-           sees_any(call_.mask, tile.batch, tile.head, query, problem_.keys))) {
+          out_of_range(call_, softmax.largest[lane], tile.batch, tile.head, query)) {
         if (!row) row.emplace(call_);
         row->attend(tile.batch, tile.head, query);
       }
