@@ -94,6 +94,20 @@ TEST(BatchedMatmul, OfEveryShapeTransposedOrNot) {
   expect_products<double, 2, Eigen::RowMajor>({1, 1, 70, 1500}, 90);
 }
 
+// The caches decide what stays in them. In these, panels as deep as the product are few, so that b
+// passes by rows of a for 64 or so of the depth at a time: over rows in place, over copies where
+// the columns are many, and in two groups of columns.
+TEST(BatchedMatmul, OfADepthThatNoCacheHolds) {
+  const auto l1 = Eigen::l1CacheSize(), l2 = Eigen::l2CacheSize(), l3 = Eigen::l3CacheSize();
+  Eigen::setCpuCacheSizes(8 << 10, 40 << 10, 80 << 10);
+  expect_products<float, 2, Eigen::RowMajor>({1, 1, 29, 331}, 101);
+  expect_products<float, 3, Eigen::RowMajor>({2, 1, 61, 150}, 1031);
+  expect_products<double, 2, Eigen::ColMajor>({1, 1, 61, 150}, 521);
+  expect_products<Eigen::bfloat16, 2, Eigen::RowMajor>({1, 1, 29, 331}, 1031);
+  expect_products<float, 2, Eigen::RowMajor>({1, 1, 13, 150}, 17011);
+  Eigen::setCpuCacheSizes(l1, l2, l3);
+}
+
 TEST(BatchedMatmul, AccumulatesNarrowNumbersInFloat) {
   expect_products<Eigen::half, 3, Eigen::RowMajor>({2, 1, 9, 200}, 25);
   expect_products<Eigen::bfloat16, 4, Eigen::RowMajor>({2, 2, 9, 200}, 25);
@@ -184,6 +198,7 @@ TEST(BatchedMatmul, ThreadsChangeNoBit) {
   check(a, make<float, 3>(random({2, 1, 50, 70}, 2)));
   check(a, make<float, 3>(random({2, 1, 50, 250}, 2)));
   check(few, transposed(turned));
+  check(make<float, 3>(random({2, 1, 150, 1000}, 5)), make<float, 3>(random({2, 1, 1000, 400}, 6)));
 }
 
 TEST(BatchedMatmul, RefusesShapesThatDoNotFit) {

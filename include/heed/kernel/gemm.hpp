@@ -35,6 +35,7 @@ class MatrixProduct {
   using L = Lanes<Accumulator>;
   static constexpr int widest = accumulator_registers >= 24 ? 4 : 3;
   static constexpr Index lanes = widest * L::size;
+  static constexpr Index packed_bytes = Index(4) << 20;
   using Split = EvenPanels<Accumulator, widest>;
   static constexpr bool narrow = !std::is_same_v<C, Accumulator>;
 
@@ -54,11 +55,18 @@ class MatrixProduct {
     // Sums of half precision would be rounded between runs of depth, so for them there is one.
     if (narrow) run_ = depth_ = k;
     depth_ = std::min(depth_, k);
-    columns_ = even_part(n, std::max(far / 2 / (depth_ * size), lanes), lanes);
+    // Where b is so deep that few of its columns would stay, and a be read again for each few of
+    // them, it is rows of a that stay, for a run of depth, and b comes from the third-level cache.
+    const bool passing = !deep && !narrow && far / 2 < 3 * lanes * depth_ * size;
+    if (passing) depth_ = run_;
+    // Rows far apart share few sets of a cache, and each has a page of its own.
+    copied_ = passing && n >= 16 * lanes;
+    columns_ =
+        even_part(n, std::max((passing ? packed_bytes : far / 2) / (depth_ * size), lanes), lanes);
     // What is packed is then still in that cache when it is read; or more of it for each reading of
     // a and each meeting of the threads.
     group_ = deep ? columns_
-                  : std::max<Index>((Index(4) << 20) / (depth_ * size) / columns_, 1) * columns_;
+                  : even_part(n, std::max(packed_bytes / (depth_ * size), columns_), columns_);
     const Index most =
         deep ? 2 * tallest : std::clamp<Index>(far / 4 / (run_ * size), 2 * tallest, 8 * tallest);
     // As many pieces for each thread, of heights that leave no row by itself.
@@ -153,7 +161,7 @@ class MatrixProduct {
                 Eigen::ThreadPoolInterface* pool, const Done& done) const {
     const Index blocks = (group.columns + columns_ - 1) / columns_;
     const Index pieces = (m_ + piece_ - 1) / piece_;
-    const bool in_place = std::is_same_v<A, Accumulator> && a.column_stride == 1;
+    const bool in_place = std::is_same_v<A, Accumulator> && a.column_stride == 1 && !copied_;
     parallel_for(pool, blocks * pieces, [&](Index first, Index last) {
       Accumulator* copies = nullptr;
       const Scratch scratch([&](Layout& layout) {
@@ -167,15 +175,20 @@ class MatrixProduct {
           const bool final = group.row + d + depth == k_;
           for (Index row = piece; row < std::min(piece + piece_, m_); row += rows_) {
             const Index rows = std::min({rows_, piece + piece_ - row, m_ - row});
-            const auto left = rows_of_factor(
-                {a.at(row, group.row + d), a.row_stride, a.column_stride}, rows, depth, copies);
+            const auto left =
+                rows_of_factor({a.at(row, group.row + d), a.row_stride, a.column_stride}, in_place,
+                               rows, depth, copies);
             const Split split(columns);
             for (Index p = 0; p < split.count; ++p) {
               const auto panel = split[p];
               const Index column = block + panel.first, width = panel.vectors * L::size;
               const Index count = std::min(width, group.columns - column);
-              const Target to{c.at(row, group.column + column), c.row_stride, c.column_stride,
-                              count, group.row + d == 0};
+              const Target to{c.at(row, group.column + column),
+                              c.row_stride,
+                              c.column_stride,
+                              count,
+                              group.row + d == 0,
+                              group.row > 0 && d == 0};
               with_vectors<widest>(panel.vectors, [&]<int Vectors>() {
                 multiply_panel<Vectors>(left, rows, depth,
                                         group.panels + column * group.depth + d * width, to);
@@ -189,10 +202,10 @@ class MatrixProduct {
   }
 
   /// Contiguous rows: in place, or copied.
-  static Rows<Accumulator> rows_of_factor(const Slab<const A>& a, Index rows, Index depth,
-                                          Accumulator* copies) {
+  static Rows<Accumulator> rows_of_factor(const Slab<const A>& a, bool in_place, Index rows,
+                                          Index depth, Accumulator* copies) {
     if (a.column_stride == 1 || a.row_stride != 1) {
-      return rows_of(a, 0, rows, depth, a.column_stride == 1, copies);
+      return rows_of(a, 0, rows, depth, in_place, copies);
     }
     const Index width = padded<Accumulator>(depth);
     pack_lanes(Slab<const A>{a.data, a.column_stride, a.row_stride}, 0, depth, rows, width, copies);
@@ -204,6 +217,7 @@ class MatrixProduct {
     C* data;
     Index row_stride, column_stride, columns;
     bool first_run;
+    bool far;  ///< sums that were written before all other columns
   };
 
   template <int Vectors>
@@ -214,6 +228,9 @@ class MatrixProduct {
     const bool whole = !narrow && c.column_stride == 1 && c.columns == width;
     for_each_tile<tile_rows<Vectors>>(
         rows, [&]<int Rows>(Index row) __attribute__((always_inline)) {
+          if (whole && c.far) {
+            for (Index r = row; r < row + Rows; ++r) fetch(c.data + r * c.row_stride, width);
+          }
           RegisterTile<Accumulator, Rows, Vectors> tile;
           tile.accumulate(panel, left[row], left.stride, std::integral_constant<Index, 1>(), depth,
                           MultiplyAdd());
@@ -264,6 +281,7 @@ class MatrixProduct {
   Index group_;    ///< columns that are packed at a time
   Index piece_;    ///< rows that one thread takes at a time
   Index rows_;     ///< rows that stay in a near cache while panels go by
+  bool copied_;    ///< whether these are copied even where they are contiguous
 };
 
 /// c = a b for each pair of matrices. The epilogue, if any, is called for every block of c.
