@@ -122,16 +122,17 @@ class MatrixProduct {
   }
 
   void pack(const Slab<const B>& b, const Group& group, Eigen::ThreadPoolInterface* pool) const {
-    constexpr Index some = 256;  // of the depth
+    // As much of the depth as has its pages and lines still near when the next panel reads on.
+    constexpr Index some = 64;
     const Index blocks = (group.columns + columns_ - 1) / columns_, panels = columns_ / lanes,
                 parts = (group.depth + some - 1) / some;
     parallel_for(pool, blocks * panels * parts, [&](Index first, Index last) {
       for (Index item = first; item < last; ++item) {
-        const Index block = item / parts / panels * columns_, p = item / parts % panels;
+        const Index block = item / parts / panels * columns_, p = item % panels;
         const Split split(std::min(columns_, group.columns - block));
         if (p >= split.count) continue;
         const Index column = block + split[p].first, width = split[p].vectors * L::size,
-                    d = item % parts * some;
+                    d = item / panels % parts * some;
         pack_columns({b.at(group.row + d, group.column + column), b.row_stride, b.column_stride},
                      std::min(some, group.depth - d), std::min(width, group.columns - column),
                      width, group.panels + column * group.depth + d * width);
