@@ -27,6 +27,26 @@ void expect_refused(const std::string& function, const std::string& what, const 
   EXPECT_TRUE(refuses(f, {"heed::" + function + ":", what}));
 }
 
+/// Fewer than 2^63 / 64 = 2^57 elements, however they are spread over the axes.
+TEST(Extents, TheMostElements) {
+  const Index some = Index(1) << 14, most = (Index(1) << 57) - 1;
+  const auto check = [](const auto& shape) { detail::check_extents("f", "x", shape); };
+  check(std::array{some, some, some, some});  // 2^56
+  check(std::array{some, some, some, 2 * some - 1});
+  check(std::array<Index, 4>{0, most, 1, 0});
+  check(std::array{most});
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    std::array<Index, 4> shape{some, some, some, some};
+    shape[axis] *= 2;
+    expect_refused("f", text(shape) + " has too many", [&] { check(shape); });
+    shape = {1, 0, 1, 0};
+    shape[axis] = most + 1;
+    expect_refused("f", text(shape) + " has too many", [&] { check(shape); });
+    shape[axis] = -1;
+    expect_refused("f", "extent of -1 in axis " + std::to_string(axis), [&] { check(shape); });
+  }
+}
+
 TEST(Extents, TooManyElements) {
   // 2^65 in all, which is 2 modulo 2^64; and 2^62 without the axis of none.
   for (const auto& x : {repeated<4>({large, large, 1, 8}), repeated<4>({large, large, 0, 8}),

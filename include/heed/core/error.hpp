@@ -147,7 +147,12 @@ EIGEN_DONT_INLINE inline void check_extents(const char* function, const char* na
 /// does not excuse the others, for they are multiplied in any order.
 template <std::size_t Rank>
 void check_extents(const char* function, const char* name, const std::array<Index, Rank>& shape) {
-  check_extents(function, name, shape.data(), Rank);
+  // Extents of so few bits multiply to no more than that, and are not negative: a small call does
+  // not wait for a chain of products.
+  constexpr int bits = (std::numeric_limits<Index>::digits - 6) / static_cast<int>(Rank);
+  Index all = 0;
+  for (const Index extent : shape) all |= extent;
+  if (all >> bits != 0) check_extents(function, name, shape.data(), Rank);
 }
 
 /// A gradient has the shape of what it is a gradient of, `what`.

@@ -35,8 +35,8 @@ inline constexpr bool is_tensor_argument = is_view<T> || EigenDense<T> || EigenT
 template <std::size_t R>
 void check_heads(const Problem& problem, const std::array<Index, R>& query,
                  const std::array<Index, R>& key) {
-  const bool divides =
-      problem.kv_heads > 0 ? problem.heads % problem.kv_heads == 0 : problem.heads == 0;
+  const bool divides = problem.heads == problem.kv_heads ||
+                       (problem.kv_heads > 0 && problem.heads % problem.kv_heads == 0);
   if (!divides) {
     problem.refuse(problem.kv_heads, " key heads do not divide ", problem.heads,
                    " query heads (axis 1); query is ", query, ", key is ", key);
